@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One tree of exceptions; each carries its evidence.
+
+::
+
+    SevesError
+    +-- InventoryError        a lab file is wrong
+    +-- UsageError            an option is wrong
+    +-- Undecided             the evidence does not reach the point that a requirement speaks of
+    +-- RigError              our side is broken: never a verdict about the product
+        +-- EvidenceError         recorded evidence is malformed or truncated
+        +-- FirmwareImageError    a firmware file cannot be read or parsed
+        +-- ModelError            the model host cannot run here
+        +-- HostError             something about one host
+            +-- DeadlineExceeded      it took longer than allowed
+            +-- ConnectError          no usable connection
+            |   +-- HostUnreachable, HostKeyUnknown, HostKeyChanged, AuthenticationFailed, ConnectionLost
+            +-- AgentError            the program on the host
+                +-- NoPython, AgentGarbage, AgentDied, AgentRemoteError
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class SevesError(Exception):
+    """Root of the tree.
+
+    :param message: where, what was tried, wanted, got, what to do.
+    :param evidence: whatever helps to judge the message, by name.
+    """
+
+    def __init__(self, message: str, **evidence: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        #: Evidence by name; never secrets.
+        self.evidence = evidence
+
+
+class InventoryError(SevesError):
+    """A lab file is missing, malformed or contradicts itself."""
+
+
+class UsageError(SevesError):
+    """A command line option or ini value is wrong."""
+
+
+class Undecided(SevesError):
+    """The launch ended before the point that the requirement speaks of.
+
+    Not a verdict, and never green: the test fails and is shown as undecided.
+    """
+
+
+class RigError(SevesError):
+    """Something of ours is broken; the product was not judged."""
+
+
+class EvidenceError(RigError):
+    """Recorded evidence is malformed, truncated or contradicts itself."""
+
+
+class FirmwareImageError(RigError):
+    """A firmware image cannot be read or is no firmware image."""
+
+
+class ModelError(RigError):
+    """The model host cannot run on this machine."""
+
+
+class HostError(RigError):
+    """Something about one host.
+
+    :param host: the name of its lab file.
+    """
+
+    def __init__(self, message: str, *, host: str = "?", **evidence: Any) -> None:
+        super().__init__(f"{host}: {message}", host=host, **evidence)
+        self.host = host
+
+
+class DeadlineExceeded(HostError):
+    """An operation took longer than its deadline."""
+
+
+class ConnectError(HostError):
+    """No usable SSH connection."""
+
+
+class HostUnreachable(ConnectError):
+    """Name unknown, connection refused or no answer."""
+
+
+class HostKeyUnknown(ConnectError):
+    """No key is pinned for the host."""
+
+
+class HostKeyChanged(ConnectError):
+    """The host presented a key other than the pinned one."""
+
+
+class AuthenticationFailed(ConnectError):
+    """The host did not accept any of our keys."""
+
+
+class ConnectionLost(ConnectError):
+    """An established connection broke."""
+
+
+class AgentError(HostError):
+    """The agent on the host could not do its work."""
+
+
+class NoPython(AgentError):
+    """The host has no Python, or one that is too old."""
+
+
+class AgentGarbage(AgentError):
+    """The agent's channel carried something other than frames."""
+
+
+class AgentDied(AgentError):
+    """The agent ended while it was needed."""
+
+
+class AgentRemoteError(AgentError):
+    """The agent answered a request with an error.
+
+    :param kind: an errno name or the name of the remote exception.
+    """
+
+    def __init__(self, message: str, *, kind: str, host: str = "?", **evidence: Any) -> None:
+        super().__init__(message, host=host, kind=kind, **evidence)
+        self.kind = kind
