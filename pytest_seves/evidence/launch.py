@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Everything that one launch left behind."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_seves.errors import Undecided
+
+from .qmp import QmpTranscript
+from .timeline import Stage, Timeline
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How the VMM ended: exactly one of the two is not None."""
+
+    status: int | None
+    signal: int | None
+    #: True when we killed it because it went past its deadline.
+    killed_at_deadline: bool = False
+
+    def __str__(self) -> str:
+        if self.signal is None:
+            return f"exit status {self.status}"
+        why = ", killed by us at its deadline" if self.killed_at_deadline else ""
+        return f"signal {self.signal} {signal.Signals(self.signal).name}{why}"
+
+
+@dataclass(frozen=True)
+class Output:
+    """A bounded capture: the beginning and the end, and how many bytes in between were let go."""
+
+    head: bytes
+    tail: bytes
+    dropped: int
+
+    @property
+    def text(self) -> str:
+        """Decoded as UTF-8; what is not becomes a backslash escape."""
+        gap = f"\n[... {self.dropped} bytes not kept ...]\n".encode() if self.dropped else b""
+        return (self.head + gap + self.tail).decode(errors="backslashreplace")
+
+    @property
+    def size(self) -> int:
+        """Bytes that were written, kept or not."""
+        return len(self.head) + len(self.tail) + self.dropped
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Evidence of one launch.
+
+    A launch whose guest is only observed is shared by every test that asks for the same one, so nothing
+    here can be changed. `phase` says where the observation of a VMM that did not do what was expected
+    ended, for example ``waiting for the QMP greeting``; it is empty after a complete observation.
+    """
+
+    host: str
+    argv: tuple[str, ...]
+    timeline: Timeline
+    #: The recording that the timeline was decoded from: JSON lines, zlib-compressed.
+    recording_z: bytes = field(repr=False)
+    qmp: QmpTranscript
+    console: Output
+    stdout: Output
+    stderr: Output
+    exit: Exit
+    phase: str = ""
+    #: What the host was when the guest was launched, by name.
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def reached(self, stage: Stage) -> Launch:
+        """This launch, if it came as far as `stage`.
+
+        :raise Undecided: it ended before; the message says where and how.
+        """
+        if self.timeline.stage >= stage:
+            return self
+        raise Undecided(
+            f"{self.host}: the launch ended before {stage.name}: {self.account()}", argv=self.argv
+        )
+
+    def attempted(self, stage: Stage) -> Launch:
+        """This launch, if the VMM at least tried to bring it to `stage`, whatever the kernel answered.
+
+        :raise Undecided: it ended before; the message says where and how.
+        """
+        if self.timeline.attempted >= stage:
+            return self
+        raise Undecided(
+            f"{self.host}: the VMM never attempted {stage.name}: {self.account()}", argv=self.argv
+        )
+
+    def account(self) -> str:
+        """How the launch ended, in one or two lines for a person."""
+        issued = [event for event in self.timeline.events if event.sev is not None]
+        last = f"last SEV command {issued[-1]}" if issued else "no SEV command was issued"
+        said = self.stderr.text.strip().splitlines()
+        text = f"{last}; {self.exit}"
+        if self.phase:
+            text += f" while {self.phase}"
+        return f"{text}; stderr: {said[-1]}" if said else text
