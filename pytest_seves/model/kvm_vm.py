@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A VM descriptor: Linux 6.1 virt/kvm/kvm_main.c kvm_vm_ioctl() and x86.c kvm_arch_vm_ioctl().
+
+Interrupt controllers, timer and routing keep what they are told and give it back; nothing is delivered,
+since the guest does not execute.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from ..spec import kvm
+from .kvm_vcpu import Vcpu
+from .sev_guest import SevGuest
+
+if TYPE_CHECKING:
+    from .supervisor import Call, GuestSupervisor
+
+_CHIP_SIZE = 512
+_CHIPS = 3  # PIC master, PIC slave, IOAPIC
+_CLOCK = struct.Struct("<QII Q Q 16x")
+_MEM_READONLY = 1 << 1
+
+
+class Vm:
+    """One virtual machine; `vcpus` in the order of their creation, by identifier."""
+
+    requests: ClassVar[Mapping[int, Callable[..., int | None]]]
+    unknown_errno: ClassVar[int] = errno.ENOTTY
+
+    def __init__(self, supervisor: GuestSupervisor) -> None:
+        self.supervisor = supervisor
+        self.vcpus: dict[int, Vcpu] = {}
+        self.sev: SevGuest | None = None
+        self.slots: dict[int, tuple[int, int, int, int]] = {}
+        self.in_kernel_lapic = False
+        self._irqchip = False
+        self._state: dict[int, bytes] = {}
+        self._chips = [bytes(_CHIP_SIZE)] * _CHIPS
+        self._pit = False
+
+    def closed(self) -> None:
+        """The last descriptor is gone: the guest is deactivated and decommissioned, its ASID freed."""
+        if self.sev is not None:
+            self.sev.release()
+            self.sev = None
+        for thread in [t for t, vcpu in self.supervisor.vcpu_of_thread.items() if vcpu.vm is self]:
+            del self.supervisor.vcpu_of_thread[thread]
+
+    @property
+    def es(self) -> bool:
+        """sev_es_guest(kvm): the ES init command has succeeded."""
+        return self.sev is not None and self.sev.es
+
+    # Creation
+
+    def create_vcpu(self, call: Call) -> int | None:
+        """KVM_CREATE_VCPU."""
+        capabilities = self.supervisor.profile.capabilities
+        if call.argument >= capabilities[kvm.KVM_CAP_MAX_VCPU_ID]:
+            return -errno.EINVAL
+        if len(self.vcpus) >= capabilities[kvm.KVM_CAP_MAX_VCPUS]:
+            return -errno.EINVAL
+        if call.argument in self.vcpus:
+            return -errno.EEXIST
+        vcpu = Vcpu(self, call.argument)
+        run = self.supervisor.grant_mapped(call.identifier, vcpu, f"seves-vcpu{call.argument}", 3 * 4096)
+        if run is not None:
+            vcpu.run = run
+            self.vcpus[call.argument] = vcpu
+            self.supervisor.vcpu_of_thread[call.thread] = vcpu
+        return None
+
+    def create_irqchip(self, _: Call) -> int:
+        """KVM_CREATE_IRQCHIP."""
+        if self.in_kernel_lapic:
+            return -errno.EEXIST
+        if self.vcpus:
+            return -errno.EINVAL
+        self.in_kernel_lapic = self._irqchip = True
+        return 0
+
+    def create_pit(self, call: Call) -> int:
+        """KVM_CREATE_PIT2: needs the in-kernel PIC and IOAPIC."""
+        self.supervisor.memory.read(call.argument, call.size)
+        if self._pit:
+            return -errno.EEXIST
+        if not self._irqchip:
+            return -errno.ENOENT
+        self._pit = True
+        return 0
+
+    def enable_capability(self, call: Call) -> int:
+        """KVM_ENABLE_CAP."""
+        fields = kvm.ENABLE_CAP.decode(self.supervisor.memory.read(call.argument, kvm.ENABLE_CAP.size))
+        if fields["flags"]:
+            return -errno.EINVAL
+        if fields["cap"] == kvm.KVM_CAP_SPLIT_IRQCHIP:
+            if self.in_kernel_lapic:
+                return -errno.EEXIST
+            if self.vcpus:
+                return -errno.EINVAL
+            self.in_kernel_lapic = True
+            return 0
+        return 0 if self.supervisor.profile.capabilities.get(fields["cap"]) else -errno.EINVAL
+
+    def check_extension(self, call: Call) -> int:
+        """KVM_CHECK_EXTENSION: an ES guest has no SMM, as SMBASE cannot be emulated (5719455fbd95, 5.11)."""
+        if call.argument == kvm.KVM_CAP_X86_SMM and self.es:
+            return 0
+        return self.supervisor.profile.capabilities.get(call.argument, 0)
+
+    # Memory
+
+    def set_memory_region(self, call: Call) -> int:
+        """KVM_SET_USER_MEMORY_REGION; size 0 deletes the slot."""
+        raw = self.supervisor.memory.read(call.argument, kvm.USERSPACE_MEMORY_REGION.size)
+        slot, flags, gpa, size, address = struct.unpack("<IIQQQ", raw)
+        if size % 4096 or gpa % 4096 or address % 4096:
+            return -errno.EINVAL
+        if slot & 0xFFFF >= self.supervisor.profile.capabilities[kvm.KVM_CAP_NR_MEMSLOTS]:
+            return -errno.EINVAL
+        if size == 0:
+            return 0 if self.slots.pop(slot, None) else -errno.EINVAL
+        space = slot >> 16
+        for other, (other_gpa, other_size, _, _) in self.slots.items():
+            apart = gpa + size <= other_gpa or other_gpa + other_size <= gpa
+            if other != slot and other >> 16 == space and not apart:
+                return -errno.EEXIST
+        self.slots[slot] = (gpa, size, address, flags)
+        return 0
+
+    def dirty_log(self, call: Call) -> int:
+        """KVM_GET_DIRTY_LOG: a guest that does not execute dirties nothing."""
+        slot, _, address = struct.unpack("<IIQ", self.supervisor.memory.read(call.argument, 16))
+        if slot not in self.slots:
+            return -errno.ENOENT
+        pages = self.slots[slot][1] // 4096
+        self.supervisor.memory.write(address, bytes((pages + 63) // 64 * 8))
+        return 0
+
+    # Interrupt controllers, timer, clock
+
+    def get_irqchip(self, call: Call) -> int:
+        """KVM_GET_IRQCHIP."""
+        (chip,) = struct.unpack("<I", self.supervisor.memory.read(call.argument, 4))
+        if not self._irqchip:
+            return -errno.ENXIO
+        if chip >= _CHIPS:
+            return -errno.EINVAL
+        self.supervisor.memory.write(call.argument + 8, self._chips[chip])
+        return 0
+
+    def set_irqchip(self, call: Call) -> int:
+        """KVM_SET_IRQCHIP."""
+        raw = self.supervisor.memory.read(call.argument, 8 + _CHIP_SIZE)
+        (chip,) = struct.unpack_from("<I", raw)
+        if not self._irqchip:
+            return -errno.ENXIO
+        if chip >= _CHIPS:
+            return -errno.EINVAL
+        self._chips[chip] = raw[8:]
+        return 0
+
+    def irq_line(self, call: Call) -> int:
+        """KVM_IRQ_LINE and KVM_IRQ_LINE_STATUS."""
+        self.supervisor.memory.read(call.argument, 8)
+        if not self._irqchip:
+            return -errno.ENXIO
+        if call.request == kvm.KVM_IRQ_LINE_STATUS:
+            self.supervisor.memory.write(call.argument, struct.pack("<i", 1))
+        return 0
+
+    def set_boot_cpu(self, _: Call) -> int:
+        """KVM_SET_BOOT_CPU_ID."""
+        return -errno.EBUSY if self.vcpus else 0
+
+    def get_clock(self, call: Call) -> int:
+        """KVM_GET_CLOCK."""
+        self.supervisor.memory.write(call.argument, _CLOCK.pack(time.monotonic_ns(), 0, 0, 0, 0))
+        return 0
+
+    def accept(self, call: Call) -> int:
+        """Requests that only need their argument to be readable."""
+        if call.size:
+            self.supervisor.memory.read(call.argument, call.size)
+        return 0
+
+    def get_pit(self, call: Call) -> int:
+        """KVM_GET_PIT2."""
+        if not self._pit:
+            return -errno.ENXIO
+        self.supervisor.memory.write(call.argument, self._state.get(kvm.KVM_SET_PIT2, bytes(call.size)))
+        return 0
+
+    def set_pit(self, call: Call) -> int:
+        """KVM_SET_PIT2."""
+        raw = self.supervisor.memory.read(call.argument, call.size)
+        if not self._pit:
+            return -errno.ENXIO
+        self._state[kvm.KVM_SET_PIT2] = raw
+        return 0
+
+    # SEV
+
+    def memory_encrypt_op(self, call: Call) -> int:
+        """KVM_MEMORY_ENCRYPT_OP; a NULL argument asks whether SEV is enabled."""
+        if not self.supervisor.profile.sev_usable:
+            return -errno.ENOTTY
+        if call.argument == 0:
+            return 0
+        sev = self.sev or SevGuest(self)
+        result = sev.command(call.argument)
+        if sev.active:
+            self.sev = sev
+        return result
+
+    def register_region(self, call: Call) -> int:
+        """KVM_MEMORY_ENCRYPT_REG_REGION."""
+        return self.sev.register_region(call.argument) if self.sev else -errno.ENOTTY
+
+    def unregister_region(self, call: Call) -> int:
+        """KVM_MEMORY_ENCRYPT_UNREG_REGION."""
+        return self.sev.unregister_region(call.argument) if self.sev else -errno.ENOTTY
+
+
+Vm.requests = {
+    kvm.KVM_CREATE_VCPU: Vm.create_vcpu,
+    kvm.KVM_CREATE_IRQCHIP: Vm.create_irqchip,
+    kvm.KVM_CREATE_PIT2: Vm.create_pit,
+    kvm.KVM_ENABLE_CAP: Vm.enable_capability,
+    kvm.KVM_CHECK_EXTENSION: Vm.check_extension,
+    kvm.KVM_SET_USER_MEMORY_REGION: Vm.set_memory_region,
+    kvm.KVM_GET_DIRTY_LOG: Vm.dirty_log,
+    kvm.KVM_GET_IRQCHIP: Vm.get_irqchip,
+    kvm.KVM_SET_IRQCHIP: Vm.set_irqchip,
+    kvm.KVM_IRQ_LINE: Vm.irq_line,
+    kvm.KVM_IRQ_LINE_STATUS: Vm.irq_line,
+    kvm.KVM_SET_BOOT_CPU_ID: Vm.set_boot_cpu,
+    kvm.KVM_GET_CLOCK: Vm.get_clock,
+    kvm.KVM_GET_PIT2: Vm.get_pit,
+    kvm.KVM_SET_PIT2: Vm.set_pit,
+    kvm.KVM_MEMORY_ENCRYPT_OP: Vm.memory_encrypt_op,
+    kvm.KVM_MEMORY_ENCRYPT_REG_REGION: Vm.register_region,
+    kvm.KVM_MEMORY_ENCRYPT_UNREG_REGION: Vm.unregister_region,
+    **dict.fromkeys(
+        (
+            kvm.KVM_SET_TSS_ADDR,
+            kvm.KVM_SET_IDENTITY_MAP_ADDR,
+            kvm.KVM_REGISTER_COALESCED_MMIO,
+            kvm.KVM_UNREGISTER_COALESCED_MMIO,
+            kvm.KVM_SET_GSI_ROUTING,
+            kvm.KVM_IRQFD,
+            kvm.KVM_IOEVENTFD,
+            kvm.KVM_SET_CLOCK,
+            kvm.KVM_SIGNAL_MSI,
+            kvm.KVM_SET_PMU_EVENT_FILTER,
+            kvm.KVM_X86_SET_MSR_FILTER,
+            kvm.KVM_CLEAR_DIRTY_LOG,
+            0xAE71,  # KVM_REINJECT_CONTROL
+        ),
+        Vm.accept,
+    ),
+}
