@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One VMM under the recorder: its descriptors, its milestones and what it said."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+from typing import Any, Callable
+
+from pytest_seves.agent import command, recorder
+from pytest_seves.agent.bounded import DEFAULT_LIMIT, BoundedBytes, Packed
+from pytest_seves.agent.loop import Loop, Source, wait_status
+from pytest_seves.agent.stream import Stream
+
+QMP_FD = 3
+"""The VMM's end of the QMP socket."""
+CONSOLE_FD = 4
+"""The VMM's end of the serial console's socket."""
+
+_GRACE_S = 5.0
+_DRAIN_S = 1.0
+_PIPE_SIZE = 1 << 20
+_F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ since Python 3.10
+
+Done = Callable[[dict[str, Any]], None]
+
+
+class _Waiter:
+    """A request that is answered when the launch has come far enough, or at its deadline."""
+
+    def __init__(self, until: str, done: Done) -> None:
+        self.until = until
+        self.done: Done | None = done
+
+    def answer(self, result: dict[str, Any]) -> None:
+        """Answer once."""
+        if self.done:
+            done, self.done = self.done, None
+            done(result)
+
+
+class Launch:
+    """A recorder process with a VMM under it, from the fork until everything they said is in.
+
+    :param send: takes a stream frame's message to the controller.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        loop: Loop,
+        send: Callable[[dict[str, Any]], None],
+        *,
+        argv: list[str],
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+        rules: list[dict[str, Any]] | None = None,
+        mode: str = "auto",
+        timeout_s: float,
+        limit: int = DEFAULT_LIMIT,
+    ) -> None:
+        if mode not in ("auto", "trace", "stop"):
+            raise ValueError(f"mode {mode!r}: wanted auto, trace or stop")
+        if not argv or not all(isinstance(word, str) for word in argv):
+            raise ValueError(f"argv {argv!r}: wanted a list of strings, the program first")
+        self.number = number
+        self.ended = False
+        self._loop = loop
+        self._vmm: int | None = None
+        self._vcpus: set[int] = set()
+        self._running: set[int] = set()
+        self._finished_launch = False
+        self._exit: dict[str, Any] | None = None
+        self._error: str | None = None
+        self._status: int | None = None
+        self._killed = False
+        self._waiters: list[_Waiter] = []
+        self._status_lines = b""
+        self._timeline = Packed()
+        self._kept = {name: BoundedBytes(limit) for name in ("console", "stdout", "stderr")}
+        ends = _Ends()
+        self.pid = _fork_recorder(ends, argv, env, cwd, rules or [], mode)
+        ends.close_theirs()
+        self.qmp = Stream(f"{number}.qmp", ends.qmp, loop, send, self._check, limit)
+        self._sources = [
+            Source(loop, ends.out, self._timeline.add, self._check),
+            Source(loop, ends.status, self._milestones, self._check),
+            Source(loop, ends.console.detach(), self._kept["console"].add, self._check),
+            Source(loop, ends.stdout, self._kept["stdout"].add, self._check),
+            Source(loop, ends.stderr, self._kept["stderr"].add, self._check),
+        ]
+        self._deadline = loop.after(timeout_s, self.destroy)
+        loop.on_exit(self.pid, self._recorder_ended)
+
+    # What the recorder tells
+
+    def _milestones(self, data: bytes) -> None:
+        *lines, self._status_lines = (self._status_lines + data).split(b"\n")
+        for line in lines:
+            try:
+                self._milestone(json.loads(line))
+            except (ValueError, TypeError, AttributeError) as error:
+                self._error = f"the recorder's milestone {line[:200]!r} makes no sense: {error!r}"
+        self._answer()
+
+    def _milestone(self, milestone: dict[str, Any]) -> None:
+        for name, value in milestone.items():
+            if name == "started":
+                self._vmm = int(value)
+            elif name == "vcpu":
+                self._vcpus.add(int(value))
+            elif name == "run":
+                self._running.add(int(value))
+            elif name == "finish":
+                self._finished_launch = True
+            elif name == "detached":  # it has put itself into the background; no pid of ours to signal
+                self._vmm = None
+            elif name == "exit":
+                self._exit = dict(value)
+            elif name == "error":
+                self._error = str(value)
+
+    def _recorder_ended(self, status: int) -> None:
+        self._status = status
+        self._loop.after(_DRAIN_S, self._end)  # whoever still holds a pipe then is no concern of ours
+        self._check()
+
+    def _check(self) -> None:
+        still_open = self.qmp.open or any(source.open for source in self._sources)
+        if self._status is not None and not still_open:
+            self._end()
+
+    def _end(self) -> None:
+        if self.ended:
+            return
+        for source in self._sources:
+            source.drain()
+        self.qmp.drain()
+        self.ended = True
+        self._deadline.cancel()
+        if self._exit is None and self._error is None:
+            how = wait_status(self._status or 0)
+            text = self._kept["stderr"].end(2048).decode("utf-8", "replace").strip()
+            self._error = (
+                f"the recorder ended with {how} before the VMM's end was seen; stderr ends: {text or 'empty'}"
+            )
+        self._answer()
+
+    # What the controller asks
+
+    def wait(self, done: Done, *, until: str, timeout_s: float) -> None:
+        """Answer once every created vCPU has run (until "running"), the VMM has ended ("exit"), or late."""
+        if until not in ("running", "exit"):
+            raise ValueError(f"until {until!r}: wanted running or exit")
+        waiter = _Waiter(until, done)
+        self._waiters.append(waiter)
+        self._loop.after(timeout_s, lambda: waiter.answer(self._progress(reached=False)))
+        self._answer()
+
+    def kill(self, number: int) -> bool:
+        """Send a signal to the VMM; False when there is none (yet, or any more)."""
+        if self._vmm is None or self._exit is not None or self._status is not None:
+            return False
+        try:
+            os.kill(self._vmm, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def collect(self, done: Done, *, timeout_s: float) -> None:
+        """Answer with everything that is known once the VMM has ended; it is killed after `timeout_s`."""
+        self._waiters.append(_Waiter("collect", done))
+        self._loop.after(timeout_s, self.destroy)
+        self._answer()
+
+    def destroy(self) -> None:
+        """SIGKILL the VMM; the recorder, too, if it does not follow."""
+        if self.ended or self._status is not None:
+            return
+        self._killed = True
+        if not self.kill(signal.SIGKILL):
+            self.kill_recorder()
+        self._loop.after(_GRACE_S, self.kill_recorder)
+
+    def kill_recorder(self) -> None:
+        """SIGKILL the recorder's process group; what it traces dies with it."""
+        if self._status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def _answer(self) -> None:
+        all_run = bool(self._vcpus) and self._vcpus <= self._running
+        for waiter in self._waiters:
+            if waiter.until == "running" and (all_run or self.ended):
+                waiter.answer(self._progress(reached=all_run))
+            elif waiter.until == "exit" and self.ended:
+                waiter.answer(self._progress(reached=self._exit is not None))
+            elif waiter.until == "collect" and self.ended:
+                waiter.answer(self._everything())
+        self._waiters = [waiter for waiter in self._waiters if waiter.done]
+
+    def _progress(self, *, reached: bool) -> dict[str, Any]:
+        progress: dict[str, Any] = {"reached": reached, "running": sorted(self._running), "exit": self._exit}
+        return {**progress, "error": self._error} if self._error else progress
+
+    def _everything(self) -> dict[str, Any]:
+        return {
+            "timeline_z": base64.b64encode(self._timeline.finish()).decode(),
+            "timeline_dropped": self._timeline.dropped,
+            "qmp": self.qmp.transcript.as_json(),
+            "qmp_dropped": self.qmp.transcript.dropped,
+            **{name: kept.as_json() for name, kept in self._kept.items()},
+            "exit": self._exit,
+            "error": self._error,
+            "killed": self._killed,
+            "finish": self._finished_launch,
+            "vcpus": sorted(self._vcpus),
+            "running": sorted(self._running),
+        }
+
+
+class _Ends:
+    """Both ends of every pipe and socket of a launch. Ours are attributes, theirs in :attr:`theirs`."""
+
+    def __init__(self) -> None:
+        self.theirs: dict[str, int] = {}
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close_theirs)
+            self.out, self.status, self.stdout, self.stderr = (
+                self._pipe(name, undo) for name in ("out", "status", "stdout", "stderr")
+            )
+            self.qmp = self._pair("qmp", undo)
+            self.console = self._pair("console", undo)
+            undo.pop_all()
+        with contextlib.suppress(OSError):  # over the user's share of pipe memory: a small pipe works, too
+            fcntl.fcntl(self.out, _F_SETPIPE_SZ, _PIPE_SIZE)
+
+    def _pipe(self, name: str, undo: contextlib.ExitStack) -> int:
+        read, self.theirs[name] = os.pipe()
+        undo.callback(os.close, read)
+        return read
+
+    def _pair(self, name: str, undo: contextlib.ExitStack) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        undo.callback(ours.close)
+        self.theirs[name] = theirs.detach()
+        return ours
+
+    def close_theirs(self) -> None:
+        """Close what belongs to the child."""
+        for fd in self.theirs.values():
+            os.close(fd)
+        self.theirs.clear()
+
+
+def _fork_recorder(
+    ends: _Ends,
+    argv: list[str],
+    env: dict[str, str] | None,
+    cwd: str | None,
+    rules: list[dict[str, Any]],
+    mode: str,
+) -> int:
+    """Fork; the child becomes the recorder and starts the VMM. Its own last words go to the VMM's stderr."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 70
+    try:
+        theirs = ends.theirs
+        command.become_child(parent, {1: theirs["stderr"], 2: theirs["stderr"]}, tuple(theirs.values()))
+        status = recorder.record(
+            argv,
+            out_fd=theirs["out"],
+            status_fd=theirs["status"],
+            rules=rules,
+            mode=mode,
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            stdio={
+                0: 0,
+                1: theirs["stdout"],
+                2: theirs["stderr"],
+                QMP_FD: theirs["qmp"],
+                CONSOLE_FD: theirs["console"],
+            },
+        )
+    finally:
+        command.leave(status)
+    return pid

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The agent: answers the controller's requests on stdin with frames on stdout, until stdin ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import platform
+import signal
+import sys
+import time
+from typing import Any, Callable, NoReturn
+
+from pytest_seves.agent import command, facts, files, lineage
+from pytest_seves.agent.frames import Decoder, FrameError, encode
+from pytest_seves.agent.launch import Launch
+from pytest_seves.agent.loop import Loop
+
+_QUEUE_HIGH = 8 << 20
+"""Above so many unsent bytes no further request is read."""
+
+Done = Callable[[dict[str, Any]], None]
+
+
+class _ChannelClosed(Exception):
+    """The controller is gone."""
+
+
+class _UnknownLaunch(Exception):
+    """A request names a launch that was never made or was collected."""
+
+
+class Service:
+    """One conversation. Everything that it started is gone when :meth:`run` returns.
+
+    :param agent: the SHA-256 of the program, for the greeting.
+    """
+
+    def __init__(self, agent: str, stdin: int = 0, stdout: int = 1) -> None:
+        self._agent = agent
+        self._stdin = stdin
+        self._stdout = stdout
+        self._loop = Loop()
+        self._decoder = Decoder()
+        self._queue = bytearray()
+        self._numbers = itertools.count(1)
+        self._launches: dict[int, Launch] = {}
+        self._temp: files.TempDir | None = None
+        self._ops: dict[str, Callable[..., None]] = {
+            "facts": self._facts,
+            "exec": self._exec,
+            "file.put": self._file_put,
+            "file.read": self._file_read,
+            "launch": self._launch,
+            "wait": self._wait,
+            "kill": self._kill,
+            "collect": self._collect,
+        }
+
+    def run(self) -> int:
+        """Serve until the channel ends. The exit status: 0, or 3 when the controller sent nonsense."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, _terminated)
+        lineage.adopt_orphans()
+        os.set_blocking(self._stdin, False)
+        os.set_blocking(self._stdout, False)
+        status = 0
+        try:
+            self._loop.on_readable(self._stdin, self._readable)
+            self._send({"hello": self._hello()})
+            while True:
+                self._loop.turn()
+        except _ChannelClosed:
+            pass
+        except FrameError as error:
+            status = 3
+            _complain(f"the controller sent garbage: {error}: {error.data[:200]!r}")
+        finally:
+            self._clean_up()
+        return status
+
+    def _hello(self) -> dict[str, Any]:
+        return {
+            "python": platform.python_version(),
+            "agent": self._agent,
+            "pid": os.getpid(),
+            "monotonic_ns": time.monotonic_ns(),
+            "time_ns": time.time_ns(),
+        }
+
+    def _clean_up(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # one is enough
+        self._loop.close()
+        left = lineage.kill_descendants()
+        if left:
+            _complain(f"processes that SIGKILL did not end: {left}")
+        if self._temp:
+            self._temp.remove()
+
+    # The channel
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._stdin, 1 << 18)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise _ChannelClosed from error
+        if not data:
+            raise _ChannelClosed
+        for message in self._decoder.feed(data):
+            self._dispatch(message)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._queue += encode(message)
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._queue:
+                count = os.write(self._stdout, memoryview(self._queue)[: 1 << 18])
+                del self._queue[:count]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise _ChannelClosed from error
+        self._loop.on_writable(self._stdout, self._flush if self._queue else None)
+        self._loop.on_readable(self._stdin, self._readable if len(self._queue) < _QUEUE_HIGH else None)
+
+    def _dispatch(self, message: dict[str, Any]) -> None:
+        if "stream" in message:
+            self._stream(message)
+            return
+        number, op, args = message.get("id"), message.get("op"), message.get("args", {})
+        if not isinstance(number, int) or not isinstance(op, str) or not isinstance(args, dict):
+            raise FrameError("neither a request nor a stream frame", repr(message).encode())
+        handler = self._ops.get(op)
+        if handler is None:
+            self._error(number, "ValueError", f"unknown operation {op!r}; known: {', '.join(self._ops)}", {})
+            return
+
+        def done(result: dict[str, Any]) -> None:
+            self._answer(number, result)
+
+        def fail(kind: str, text: str, evidence: dict[str, Any]) -> None:
+            self._error(number, kind, text, evidence)
+
+        try:
+            handler(done, fail, **args)
+        except OSError as error:
+            evidence = {"errno": error.errno, "path": error.filename, **getattr(error, "evidence", {})}
+            self._error(number, errno.errorcode.get(error.errno or 0, "OSError"), str(error), evidence)
+        except (ValueError, TypeError, _UnknownLaunch) as error:
+            self._error(number, type(error).__name__.lstrip("_"), str(error), {})
+
+    def _answer(self, number: int, result: dict[str, Any]) -> None:
+        try:
+            self._send({"id": number, "ok": result})
+        except ValueError as error:
+            self._error(number, "TooLarge", f"the result does not fit a frame: {error}", {})
+
+    def _error(self, number: int, kind: str, text: str, evidence: dict[str, Any]) -> None:
+        self._send({"id": number, "error": {"kind": kind, "message": text, "evidence": evidence}})
+
+    def _stream(self, message: dict[str, Any]) -> None:
+        number = str(message["stream"]).partition(".")[0]
+        launch = self._launches.get(int(number)) if number.isdigit() else None
+        if launch is None or launch.qmp.name != message["stream"]:
+            return  # collected meanwhile
+        try:
+            launch.qmp.receive(message)
+        except (ValueError, TypeError) as error:
+            raise FrameError(str(error), repr(message).encode()[:200]) from error
+
+    # The operations: each gets `done`, `fail` and the request's args by name
+
+    def _facts(self, done: Done, fail: command.Fail, timeout_s: float = 30.0, **args: Any) -> None:
+        command.call(self._loop, done, fail, function=facts.gather, args=args, timeout_s=_positive(timeout_s))
+
+    def _exec(self, done: Done, fail: command.Fail, timeout_s: float, **args: Any) -> None:
+        command.run(self._loop, done, timeout_s=_positive(timeout_s), **args)
+
+    def _file_put(self, done: Done, fail: command.Fail, name: str, data_b64: str, sha256: str) -> None:
+        if self._temp is None:
+            self._temp = files.TempDir()
+            self._temp.remove_stale()
+        done({"path": self._temp.put(name, data_b64, sha256)})
+
+    def _file_read(self, done: Done, fail: command.Fail, **args: Any) -> None:
+        done(files.read(**args))
+
+    def _launch(self, done: Done, fail: command.Fail, timeout_s: float, **args: Any) -> None:
+        number = next(self._numbers)
+        launch = Launch(number, self._loop, self._send, timeout_s=_positive(timeout_s), **args)
+        self._launches[number] = launch
+        done({"launch": number, "pid": launch.pid})
+
+    def _wait(self, done: Done, fail: command.Fail, launch: int, until: str, timeout_s: float) -> None:
+        self._get(launch).wait(done, until=until, timeout_s=_positive(timeout_s))
+
+    def _kill(self, done: Done, fail: command.Fail, launch: int, signal: int) -> None:
+        done({"sent": self._get(launch).kill(signal)})
+
+    def _collect(self, done: Done, fail: command.Fail, launch: int, timeout_s: float) -> None:
+        def collected(result: dict[str, Any]) -> None:
+            self._launches.pop(launch, None)
+            done(result)
+
+        self._get(launch).collect(collected, timeout_s=_positive(timeout_s))
+
+    def _get(self, number: int) -> Launch:
+        try:
+            return self._launches[number]
+        except KeyError:
+            raise _UnknownLaunch(
+                f"launch {number!r}: not made, or collected; there are {list(self._launches)}"
+            ) from None
+
+
+def _positive(seconds: float) -> float:
+    if not 0 < seconds < 1e6:
+        raise ValueError(f"timeout_s {seconds!r}: wanted a positive number of seconds")
+    return seconds
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    raise _ChannelClosed
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"pytest-seves agent: {text}\n")
+        sys.stderr.flush()
