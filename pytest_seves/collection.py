@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Collected tests: their default parameters, their requirements, and which launch they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .guest.spec import policy_name
+from .plugin import RUN
+from .report import catalogue
+
+VCPUS = (1, 2, 3, 8, 16, 64)
+ES_POLICIES = (0x4, 0x5, 0x6, 0x7)
+
+
+def parametrize(metafunc: pytest.Metafunc) -> None:
+    """Default values of `policy` and `vcpus`, and one round for each host when there are several."""
+    own = {name.strip() for mark in metafunc.definition.iter_markers("parametrize") for name in _names(mark)}
+    wanted = set(metafunc.fixturenames) - own
+    if "vcpus" in wanted:
+        metafunc.parametrize("vcpus", VCPUS, ids=lambda count: f"{count}vcpu")
+    if "policy" in wanted:
+        metafunc.parametrize("policy", ES_POLICIES, ids=policy_name)
+    run = metafunc.config.stash.get(RUN, None)
+    if "sev_host" in wanted and run is not None and len(run.options.hosts) > 1:
+        metafunc.parametrize("sev_host", run.options.hosts, indirect=True, scope="session")
+
+
+def _names(mark: pytest.Mark) -> Iterable[str]:
+    names = mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
+    return names.split(",") if isinstance(names, str) else names
+
+
+def tie(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Check each test's requirement against the catalogue and note it for every report.
+
+    Under `--strict`, also: every test beside a catalogue names a requirement, and every requirement of a
+    family that has tests has one.
+
+    :raise pytest.UsageError: something does not match; all mismatches are listed.
+    """
+    wrong: list[str] = []
+    tied: dict[Path, set[str]] = {}
+    for item in items:
+        marker = item.get_closest_marker("requirement")
+        path = catalogue.find(item.path.parent)
+        if marker is None:
+            if path is not None and config.getini("strict"):
+                wrong.append(f"{item.nodeid}: names no requirement")
+            continue
+        identifier = marker.args[0] if len(marker.args) == 1 and not marker.kwargs else None
+        if path is None or identifier not in catalogue.load(path):
+            wrong.append(f"{item.nodeid}: no requirement {identifier!r} in {path or catalogue.CATALOGUE}")
+            continue
+        tied.setdefault(path, set()).add(str(identifier))
+        item.user_properties.append(("requirement", identifier))
+        _group(config, item)
+    if config.getini("strict"):
+        wrong += _untested(tied)
+    if wrong:
+        raise pytest.UsageError("requirements and tests do not match:\n  " + "\n  ".join(wrong))
+
+
+def _untested(tied: dict[Path, set[str]]) -> list[str]:
+    missing = []
+    for path, tested in tied.items():
+        known = catalogue.load(path)
+        families = {known[identifier].family for identifier in tested}
+        missing += [f"{i}: no test" for i, r in known.items() if r.family in families and i not in tested]
+    return missing
+
+
+def _group(config: pytest.Config, item: pytest.Item) -> None:
+    """Keep tests that share a launch on one xdist worker (`--dist loadgroup`)."""
+    if not config.pluginmanager.hasplugin("xdist") or item.get_closest_marker("xdist_group"):
+        return
+    parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+    shared = [f"{name}{parameters[name]}" for name in ("sev_host", "vcpus", "policy") if name in parameters]
+    item.add_marker(pytest.mark.xdist_group("-".join(shared) or item.nodeid))

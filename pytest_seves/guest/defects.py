@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Named ways for a VMM to be wrong (`--sev-defect`), made by the recorder's sabotage.
+
+Each defect lists the requirements that it breaks. The project's tests prove that exactly those turn red:
+a conformance check that was never seen to fail is worth nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_seves.errors import UsageError
+from pytest_seves.spec import kvm, sev
+from pytest_seves.spec.sev import Policy, SevCmd, SevIssue
+
+from .faults import Rule, on_sev
+
+_START = sev.KVM_SEV_LAUNCH_START_DATA
+_CMD = sev.KVM_SEV_CMD
+_STATUS = sev.SEV_USER_DATA_STATUS
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One way to be wrong.
+
+    :param breaks: the requirements that turn red; any other is unharmed, or undecided where the
+        launch no longer comes so far.
+    """
+
+    name: str
+    what: str
+    breaks: frozenset[str]
+    rules: tuple[Rule, ...]
+
+
+def _policy_bits(name: str, value: int, mask: int, after: str | None = None) -> Rule:
+    policy = _START.field("policy")
+    return on_sev(
+        name,
+        SevCmd.KVM_SEV_LAUNCH_START,
+        "rewrite",
+        where="data",
+        offset=policy.offset,
+        size=policy.size,
+        value=value,
+        mask=mask,
+        after=after,
+    )
+
+
+def _command_id(name: str, seen: SevCmd, sent: SevCmd) -> Rule:
+    identifier = _CMD.field("id")
+    return on_sev(
+        name, seen, "rewrite", where="arg", offset=identifier.offset, size=identifier.size, value=int(sent)
+    )
+
+
+_ALL = (
+    Defect(
+        "es-init-as-init",
+        "initialises a guest with an ES policy with KVM_SEV_INIT",
+        frozenset({"INIT-1", "INIT-5"}),
+        (_command_id("es-init-as-init", SevCmd.KVM_SEV_ES_INIT, SevCmd.KVM_SEV_INIT),),
+    ),
+    Defect(
+        "plain-as-es-init",
+        "initialises a guest without an ES policy with KVM_SEV_ES_INIT",
+        frozenset({"INIT-2"}),
+        (_command_id("plain-as-es-init", SevCmd.KVM_SEV_INIT, SevCmd.KVM_SEV_ES_INIT),),
+    ),
+    Defect(
+        "init-twice",
+        "initialises the VM a second time",
+        frozenset({"INIT-3"}),
+        (
+            on_sev(
+                "init-twice-es",
+                SevCmd.KVM_SEV_ES_INIT,
+                "inject-after",
+                inject={"sev": int(SevCmd.KVM_SEV_ES_INIT)},
+            ),
+            on_sev(
+                "init-twice", SevCmd.KVM_SEV_INIT, "inject-after", inject={"sev": int(SevCmd.KVM_SEV_INIT)}
+            ),
+        ),
+    ),
+    Defect(
+        "init2-on-default-vm",
+        "uses KVM_SEV_INIT2 on a VM of the default type",
+        frozenset({"INIT-4"}),
+        (_command_id("init2-on-default-vm", SevCmd.KVM_SEV_ES_INIT, SevCmd.KVM_SEV_INIT2),),
+    ),
+    Defect(
+        "quiet-fallback",
+        "goes on with plain SEV when the kernel refuses SEV-ES",
+        frozenset({"INIT-5"}),
+        (
+            on_sev("fallback", SevCmd.KVM_SEV_ES_INIT, "retry-as", retry=int(SevCmd.KVM_SEV_INIT)),
+            _policy_bits("fallback-policy", 0, int(Policy.ES), after="fallback"),
+            on_sev("fallback-vmsa", SevCmd.KVM_SEV_LAUNCH_UPDATE_VMSA, "drop", after="fallback"),
+        ),
+    ),
+    Defect(
+        "policy-changed",
+        "adds NOSEND to the requested policy",
+        frozenset({"INIT-7"}),
+        (_policy_bits("policy-changed", int(Policy.NOSEND), int(Policy.NOSEND)),),
+    ),
+    Defect(
+        "platform-version-changed",
+        "reports another firmware build than the platform has",
+        frozenset({"INIT-8"}),
+        (
+            {
+                "name": "platform-version-changed",
+                "request": sev.SEV_ISSUE_CMD,
+                "issue": int(SevIssue.SEV_PLATFORM_STATUS),
+                "action": "rewrite-result",
+                "where": "issue-data",
+                "offset": _STATUS.field("build").offset,
+                "size": _STATUS.field("build").size,
+                "value": 0xEE,
+            },
+        ),
+    ),
+    Defect(
+        "vmsa-update-dropped",
+        "does not measure the vCPUs",
+        frozenset({"VMSA-1"}),
+        (on_sev("vmsa-update-dropped", SevCmd.KVM_SEV_LAUNCH_UPDATE_VMSA, "drop"),),
+    ),
+    Defect(
+        "vmsa-update-after-measure",
+        "measures the vCPUs after LAUNCH_MEASURE, and goes on when the firmware refuses it",
+        frozenset({"VMSA-1", "VMSA-2", "VMSA-7"}),
+        (
+            on_sev(
+                "vmsa-update-after-measure",
+                SevCmd.KVM_SEV_LAUNCH_UPDATE_VMSA,
+                "defer",
+                until={"sev": int(SevCmd.KVM_SEV_LAUNCH_MEASURE)},
+            ),
+        ),
+    ),
+    Defect(
+        "vmsa-update-twice",
+        "measures the vCPUs twice",
+        frozenset({"VMSA-3"}),
+        (
+            on_sev(
+                "vmsa-update-twice",
+                SevCmd.KVM_SEV_LAUNCH_UPDATE_VMSA,
+                "inject-after",
+                inject={"sev": int(SevCmd.KVM_SEV_LAUNCH_UPDATE_VMSA)},
+            ),
+        ),
+    ),
+    Defect(
+        "vmsa-update-without-es",
+        "issues LAUNCH_UPDATE_VMSA for a guest without an ES policy",
+        frozenset({"VMSA-4"}),
+        (
+            on_sev("no-es", SevCmd.KVM_SEV_INIT, "return", ret=0),  # changes nothing: marks the guest
+            on_sev(
+                "vmsa-update-without-es",
+                SevCmd.KVM_SEV_LAUNCH_UPDATE_DATA,
+                "inject-after",
+                inject={"sev": int(SevCmd.KVM_SEV_LAUNCH_UPDATE_VMSA)},
+                limit=1,
+                after="no-es",
+            ),
+        ),
+    ),
+    Defect(
+        "reset-state-wrong",
+        "gives vCPU 0 a stack pointer at reset",
+        frozenset({"VMSA-5"}),
+        (
+            {
+                "name": "reset-state-wrong",
+                "request": kvm.KVM_SET_REGS,
+                "vcpu": 0,
+                "action": "rewrite",
+                "where": "arg",
+                "offset": kvm.REGS.field("rsp").offset,
+                "size": 8,
+                "value": 0x7000,
+            },
+        ),
+    ),
+    Defect(
+        "register-write-after-vmsa",
+        "writes the registers of vCPU 0 after LAUNCH_UPDATE_VMSA",
+        frozenset({"VMSA-6"}),
+        (
+            on_sev(
+                "register-write-after-vmsa",
+                SevCmd.KVM_SEV_LAUNCH_UPDATE_VMSA,
+                "inject-after",
+                inject={"request": kvm.KVM_SET_REGS, "in": kvm.REGS.encode(rip=0xFFF0).hex(), "vcpu": 0},
+            ),
+        ),
+    ),
+    Defect(
+        "vmsa-error-ignored",
+        "goes on when LAUNCH_UPDATE_VMSA fails",
+        frozenset({"VMSA-7"}),
+        (on_sev("vmsa-error-ignored", SevCmd.KVM_SEV_LAUNCH_UPDATE_VMSA, "return", ret=0),),
+    ),
+)
+
+DEFECTS = {defect.name: defect for defect in _ALL}
+
+
+def defect_rules(names: tuple[str, ...]) -> tuple[Rule, ...]:
+    """Recorder rules of the named defects, in order.
+
+    :raise UsageError: there is no such defect; the message lists those that there are.
+    """
+    for name in names:
+        if name not in DEFECTS:
+            listing = "".join(f"\n  {defect.name}: {defect.what}" for defect in _ALL)
+            raise UsageError(f"--sev-defect: no defect {name!r}; there are:{listing}")
+    return tuple(rule for name in names for rule in DEFECTS[name].rules)

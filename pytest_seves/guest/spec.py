@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a guest is to be, in the words of the field; an adapter turns it into a command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from pytest_seves.errors import UsageError
+from pytest_seves.spec.sev import Policy
+
+#: Ways to initialise a SEV-ES guest; None leaves the choice to the VMM.
+INIT_PATHS = ("ES_INIT", "INIT2")
+MAX_VCPUS = 4096
+
+
+@dataclass(frozen=True)
+class OwnerSession:
+    """The guest owner's launch session, as files on the host: SEV API, LAUNCH_START.
+
+    :param dh_cert: path of the base64-encoded Diffie-Hellman certificate.
+    :param session: path of the base64-encoded session blob.
+    """
+
+    dh_cert: str
+    session: str
+
+
+@dataclass(frozen=True)
+class GuestSpec:
+    """A guest.
+
+    :param vcpus: number of boot vCPUs.
+    :param policy: SEV guest policy, None for a guest without memory encryption.
+    :param memory_mib: RAM in MiB.
+    :param firmware: path on the host; None takes the one of the lab file.
+    :param firmware_via: ``bios`` or ``pflash``.
+    :param machine: machine type.
+    :param machine_options: further ``-machine`` options as (name, value), in order.
+    :param init_path: one of :data:`INIT_PATHS`, None for the VMM's own choice.
+    :param cpu_model: guest CPU model.
+    :param paused: start stopped (``-S``); the guest runs after it was asked about itself.
+    :param session: the owner's session, None lets the firmware make its own keys.
+    :param extra: arguments appended as they are.
+    :param faults: names of circumstances (:mod:`pytest_seves.guest.faults`) the VMM is to meet.
+    """
+
+    vcpus: int = 1
+    policy: int | None = int(Policy.NODBG | Policy.ES)
+    memory_mib: int = 256
+    firmware: str | None = None
+    firmware_via: str = "bios"
+    machine: str = "q35"
+    machine_options: tuple[tuple[str, str], ...] = ()
+    init_path: str | None = None
+    cpu_model: str = "EPYC-v3"
+    paused: bool = False
+    session: OwnerSession | None = None
+    extra: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.vcpus <= MAX_VCPUS:
+            raise UsageError(f"vcpus: wanted 1 to {MAX_VCPUS}, got {self.vcpus}")
+        if self.policy is not None and not 0 <= self.policy < 1 << 32:
+            raise UsageError(f"policy: wanted a 32-bit number or None, got {self.policy!r}")
+        if self.init_path not in (None, *INIT_PATHS):
+            raise UsageError(f"init_path: wanted one of {INIT_PATHS} or None, got {self.init_path!r}")
+        if self.firmware_via not in ("bios", "pflash"):
+            raise UsageError(f"firmware_via: wanted 'bios' or 'pflash', got {self.firmware_via!r}")
+
+    @property
+    def es(self) -> bool:
+        """True for a SEV-ES guest: policy bit 2 (SEV API, guest policy)."""
+        return self.policy is not None and bool(self.policy & Policy.ES)
+
+    @classmethod
+    def of(cls, **options: Any) -> GuestSpec:
+        """A spec from keyword arguments as tests write them.
+
+        `machine` may be a dictionary of machine options, and sequences may be lists.
+
+        :raise UsageError: an option that does not exist, or a value that no guest can have.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise UsageError(
+                f"launch_guest: no such option {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+            )
+        machine = options.get("machine")
+        if isinstance(machine, dict):
+            named = dict(machine)
+            options["machine"] = named.pop("type", cls.machine)
+            options["machine_options"] = tuple((str(k), str(v)) for k, v in named.items())
+        for name in ("extra", "faults"):
+            if name in options:
+                options[name] = tuple(options[name])
+        return cls(**options)
+
+
+def policy_name(policy: int | None) -> str:
+    """A policy as people write it: ``ES+NODBG``; ``plain`` for none, ``SEV`` for no bit at all."""
+    if policy is None:
+        return "plain"
+    bits = [name for name in ("ES", "NODBG", "NOKS", "NOSEND", "DOMAIN", "SEV") if policy & Policy[name]]
+    if policy >> 16:
+        bits.append(f"API{policy >> 16 & 0xFF}.{policy >> 24}")
+    return "+".join(bits) or "0"

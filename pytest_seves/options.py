@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Command line options and ini values; names are fixed, people script against them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Options:
+    """The plugin's options, command line before ini."""
+
+    hosts: tuple[str, ...]
+    lab: Path
+    check: bool
+    artifacts: Path | None
+    defects: tuple[str, ...]
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare the options."""
+    group = parser.getgroup("sev", "SEV-ES conformance (pytest-seves)")
+    _add(
+        parser,
+        group,
+        "sev_host",
+        "args",
+        "a host to judge, by its file in the lab directory, or 'model' (repeatable)",
+    )
+    _add(parser, group, "sev_lab", "string", "directory with one TOML file per host (default: lab)")
+    group.addoption(
+        "--sev-check", action="store_true", help="print whether the hosts are ready for SEV-ES, and stop"
+    )
+    _add(parser, group, "sev_artifacts", "string", "directory for evidence; created when missing")
+    _add(
+        parser,
+        group,
+        "sev_defect",
+        "args",
+        "make the VMM wrong in a named way, to see the checks fail (repeatable)",
+    )
+
+
+def _add(parser: pytest.Parser, group: pytest.OptionGroup, name: str, kind: str, text: str) -> None:
+    option = "--" + name.replace("_", "-")
+    if kind == "args":
+        group.addoption(option, action="append", metavar="NAME", help=text)
+        parser.addini(name, text, type="args", default=[])
+    else:
+        group.addoption(option, metavar="DIR", help=text)
+        parser.addini(name, text, type="string", default="")
+
+
+def read_options(config: pytest.Config) -> Options:
+    """The options of this run; relative directories are taken from where pytest was called."""
+
+    def value(name: str) -> Any:
+        given = config.getoption(name)
+        return given if given else config.getini(name)
+
+    def folder(name: str, default: str) -> Path:
+        if config.getoption(name):
+            return (config.invocation_params.dir / str(config.getoption(name)).strip()).resolve()
+        return (config.rootpath / (config.getini(name) or default)).resolve()
+
+    wants_artifacts = value("sev_artifacts")
+    return Options(
+        hosts=tuple(dict.fromkeys(value("sev_host") or ())),
+        lab=folder("sev_lab", "lab"),
+        check=bool(config.getoption("sev_check")),
+        artifacts=folder("sev_artifacts", "") if wants_artifacts else None,
+        defects=tuple(dict.fromkeys(value("sev_defect") or ())),
+    )

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""pytest's side of pytest-seves. Thin: nothing that costs time is imported until a host is used."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .fixtures import launch_guest, sev_host
+from .options import add_options, read_options
+
+if TYPE_CHECKING:
+    from .run import Run
+
+__all__ = ["launch_guest", "sev_host"]  # fixtures: pytest finds them in this module
+
+RUN: pytest.StashKey[Run] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the options."""
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker; where hosts are named, take up the run."""
+    config.addinivalue_line(
+        "markers", "requirement(id): the requirement of the catalogue that the test decides"
+    )
+    options = read_options(config)
+    if options.hosts:
+        from . import run as running
+
+        config.stash[RUN] = run = running.Run(config, options)
+        config.pluginmanager.register(run, "sev-run")
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """`--sev-check`: readiness instead of tests."""
+    if not config.getoption("sev_check"):
+        return None
+    from . import run as running
+
+    return running.Run(config, read_options(config)).check()
+
+
+@pytest.hookimpl(trylast=True)  # a test's own parameters come first in its id
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Default values of `vcpus` and `policy` for tests that launch guests; one round for each host."""
+    if "sev_host" in metafunc.fixturenames:  # launch_guest asks for it
+        from .collection import parametrize
+
+        parametrize(metafunc)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tie tests to the catalogue."""
+    if any(item.get_closest_marker("requirement") for item in items):
+        from .collection import tie
+
+        tie(config, items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tell a broken rig, and a requirement that could not be decided, from a failed one."""
+    report = yield
+    if call.excinfo is not None and RUN in item.config.stash:
+        item.config.stash[RUN].classify(report, call.excinfo.value)
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_report_teststatus(
+    report: pytest.TestReport,
+) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
+    """Undecided is neither passed nor failed, and never green."""
+    if getattr(report, "sev_undecided", False):
+        return "undecided", "U", ("UNDECIDED", {"yellow": True})
+    return None

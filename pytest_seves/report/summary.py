@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Verdicts by requirement, and the table that closes a run."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from .catalogue import Requirement
+
+#: Outcomes from worst to best, in the words of the report.
+OUTCOMES = ("failed", "error", "undecided", "known defect", "unexpected pass", "skipped", "passed")
+#: Outcomes of which a single one decides the whole requirement.
+BAD = ("failed", "error", "undecided", "unexpected pass")
+
+
+@dataclass
+class Tally:
+    """Outcomes of the tests of one requirement on one host."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    #: First test that did not pass, and why, in one line.
+    first: tuple[str, str] | None = None
+
+    def add(self, outcome: str, test: str, why: str) -> None:
+        """Count one test."""
+        self.counts[outcome] += 1
+        if outcome in BAD and self.first is None:
+            self.first = (test, why)
+
+    @property
+    def verdict(self) -> str:
+        """The worst outcome."""
+        return next((outcome for outcome in OUTCOMES if self.counts[outcome]), "not run")
+
+
+Verdicts = Mapping[tuple[str, str], Tally]
+
+
+def lines(requirements: Iterable[Requirement], verdicts: Verdicts, width: int) -> list[tuple[str, str]]:
+    """(verdict, line) for each requirement that was asked, and beneath it the first test that did not pass.
+
+    :param verdicts: tallies by (host, requirement id).
+    :param width: of the terminal, in columns.
+    """
+    known = {requirement.id: requirement for requirement in requirements}
+    hosts = sorted({host for host, _ in verdicts})
+    column = max((len(identifier) for _, identifier in verdicts), default=0)
+    told: dict[str, str] = {}  # a reason is told once: many requirements share a launch that failed
+    out: list[tuple[str, str]] = []
+    for identifier in sorted({identifier for _, identifier in verdicts}, key=_order):
+        requirement = known.get(identifier)
+        level, sentence = (requirement.level, requirement.sentence) if requirement else ("", "")
+        for host in hosts:
+            tally = verdicts.get((host, identifier))
+            if tally is None:
+                continue
+            counts = ", ".join(f"{tally.counts[name]} {name}" for name in OUTCOMES if tally.counts[name])
+            where = f"{host}  " if len(hosts) > 1 else ""
+            line = f"{identifier:<{column}}  {level:<6}  {where}{counts:<24}  {sentence}"
+            out.append((tally.verdict, line if len(line) <= width else line[: width - 4] + " ..."))
+            if tally.first:
+                test, why = tally.first
+                why = f"as {told[why]}" if why in told else why
+                told.setdefault(tally.first[1], identifier)
+                indent = " " * (column + 2)
+                text = f"{test}: {why}"
+                wrapped = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent + "  ")
+                out += [(tally.verdict, part) for part in wrapped]
+    return out
+
+
+def _order(identifier: str) -> tuple[str, int]:
+    family, _, number = identifier.rpartition("-")
+    return family, int(number) if number.isdigit() else 0

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Golden command lines.
+
+Origin: written by hand from docs/system/i386/amd-memory-encryption.rst of QEMU 9.1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pytest_seves.guest.qemu import arguments
+from pytest_seves.guest.spec import GuestSpec, OwnerSession
+
+HOST: dict[str, Any] = {
+    "binary": "/usr/bin/qemu-system-x86_64",
+    "firmware": "/usr/share/ovmf/OVMF.fd",
+    "cbit": 51,
+    "reduced_phys_bits": 1,
+}
+
+
+def line(**options: Any) -> str:
+    """The command line as one string."""
+    return " ".join(arguments(GuestSpec.of(**options), **HOST))
+
+
+def test_the_default_guest() -> None:
+    """One vCPU, ES and NODBG, firmware by -bios."""
+    assert line() == (
+        "/usr/bin/qemu-system-x86_64 -nodefaults -no-user-config -display none "
+        "-machine q35,accel=kvm,confidential-guest-support=sev0 "
+        "-object sev-guest,id=sev0,policy=0x5,cbitpos=51,reduced-phys-bits=1 "
+        "-cpu EPYC-v3 -smp 1 -m 256M -bios /usr/share/ovmf/OVMF.fd "
+        "-chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control "
+        "-chardev socket,id=console,fd=4 -serial chardev:console"
+    )
+
+
+def test_a_guest_without_encryption() -> None:
+    """No policy: no sev-guest object and no confidential-guest-support."""
+    assert "sev" not in line(policy=None)
+    assert "-machine q35,accel=kvm -cpu" in line(policy=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"vcpus": 64}, "-smp 64"),
+        ({"policy": 0x7}, "policy=0x7,"),
+        ({"paused": True}, "-serial chardev:console -S"),
+        ({"memory_mib": 1024}, "-m 1024M"),
+        ({"firmware": "/f.fd"}, "-bios /f.fd"),
+        (
+            {"firmware_via": "pflash"},
+            "-drive if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/ovmf/OVMF.fd",
+        ),
+        ({"machine": {"smm": "on"}}, "-machine q35,accel=kvm,smm=on,confidential-guest-support=sev0"),
+        (
+            {"machine": {"type": "pc", "kernel-irqchip": "split"}},
+            "-machine pc,accel=kvm,kernel-irqchip=split,",
+        ),
+        ({"init_path": "INIT2"}, "reduced-phys-bits=1,legacy-vm-type=off"),
+        ({"init_path": "ES_INIT"}, "reduced-phys-bits=1,legacy-vm-type=on"),
+        ({"session": OwnerSession("/a,b", "/s")}, "dh-cert-file=/a,,b,session-file=/s"),
+        ({"extra": ["-no-reboot"]}, "-serial chardev:console -no-reboot"),
+        ({"cpu_model": "host"}, "-cpu host"),
+    ],
+)
+def test_each_option(options: dict[str, Any], expected: str) -> None:
+    """Each option of a guest becomes the arguments that QEMU documents for it."""
+    assert expected in line(**options)

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Faults and defects: names, and rules that the recorder takes."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pytest_seves.agent import sabotage
+from pytest_seves.errors import UsageError
+from pytest_seves.guest.defects import DEFECTS, defect_rules
+from pytest_seves.guest.faults import FAULTS, fault_rules
+
+
+def test_an_unknown_defect_lists_those_there_are() -> None:
+    """A misspelt --sev-defect shows every defect with what it does."""
+    with pytest.raises(UsageError, match=r"no defect 'vmsa'; there are:\n  es-init-as-init: initialises"):
+        defect_rules(("vmsa",))
+
+
+def test_an_unknown_fault_lists_those_there_are() -> None:
+    """A misspelt fault names the known ones."""
+    with pytest.raises(UsageError, match="no fault 'x'; there are platform-without-es"):
+        fault_rules(("x",))
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_the_recorder_takes_every_defect(name: str) -> None:
+    """Each defect is made of rules that the recorder knows."""
+    assert sabotage.load([dict(rule) for rule in DEFECTS[name].rules])
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_recorder_takes_every_fault(name: str) -> None:
+    """Each fault is made of rules that the recorder knows."""
+    assert sabotage.load([dict(rule) for rule in FAULTS[name]])
+
+
+def test_catalogue_and_defects_agree(project: Path) -> None:
+    """Every requirement names a defect, every such defect exists and breaks it, and none is left over."""
+    entries = tomllib.loads((project / "suites/requirements.toml").read_text())["requirement"]
+    named = {(name, entry["id"]) for entry in entries for name in entry["defects"]}
+    assert [entry["id"] for entry in entries if not entry["defects"]] == []
+    assert named <= {(defect.name, broken) for defect in DEFECTS.values() for broken in defect.breaks}
+    assert {name for name, _ in named} == set(DEFECTS)
