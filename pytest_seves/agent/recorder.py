@@ -84,11 +84,11 @@ def _record(
         {"format": FORMAT, "mode": "trace" if trace else "stop", "argv": list(argv), "t": time.monotonic_ns()}
     )
     tracer = start.tracer(trace, saboteur, journal)
-    _forward_termination(tracer.child)
+    _forward_termination(tracer)
     try:
         tracer.run()
     except BaseException:
-        tracer.kill()
+        tracer.signal(signal.SIGKILL)
         raise
     return _finish(tracer, saboteur, journal, start.error(), trace)
 
@@ -115,12 +115,11 @@ def _finish(
     return 128 + os.WTERMSIG(first) if os.WIFSIGNALED(first) else os.WEXITSTATUS(first)
 
 
-def _forward_termination(child: int) -> None:
+def _forward_termination(tracer: Tracer) -> None:
     """SIGTERM goes to the VMM; what a terminal sends reaches it by itself, and we stay to see its end."""
 
     def forward(number: int, _frame: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, number)
+        tracer.signal(number)
 
     signal.signal(signal.SIGTERM, forward)
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):

@@ -67,7 +67,6 @@ class Tracer:
 
     def run(self) -> None:
         """Follow until the last tracee is gone; BrokenPipeError: nobody reads the journal any more."""
-        tracees = self._tracees
         while True:
             try:
                 tid, status = self._wait()
@@ -76,7 +75,7 @@ class Tracer:
             if status & 0xFF != 0x7F:
                 self._ended(tid, status)
                 continue
-            tracee = tracees.get(tid)
+            tracee = self._tracees.get(tid)
             if tracee is None:  # its first stop came before its parent's event
                 pid = thread_group(tid)
                 tracee = self._add(tid, self._processes.get(pid) or Process(pid, Descriptors(pid)))
@@ -220,12 +219,14 @@ class Tracer:
                 self.last = tid
             if tid == self.child and self._processes:
                 self._journal.milestone({"detached": wait_status(status)})
+                if status & 0x7F == signal.SIGKILL:  # whoever did that wants all of it gone
+                    self.signal(signal.SIGKILL)
 
-    def kill(self) -> None:
-        """SIGKILL whatever is still there."""
-        for pid in self._processes:
+    def signal(self, number: int) -> None:
+        """Send a signal to the first process, or, when that is gone, to all that it left behind."""
+        for pid in [self.child] if self.child in self._processes else self._processes:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
 
     # Calls
 

@@ -12,7 +12,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,14 +206,19 @@ def test_nobody_reads_the_timeline(observer: Observer) -> None:
 
 
 def test_a_killed_recorder_takes_the_program_with_it(observer: Observer) -> None:
-    """PTRACE_O_EXITKILL: nothing is left behind, and what was read before is in the file."""
+    """PTRACE_O_EXITKILL: nothing is left behind, and what came before has been written."""
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
     program = f"import time\n{ACT}\nact()\nprint('ready', flush=True)\ntime.sleep(3600)"
-    with observer.start(sys.executable, "-c", program) as process, observer.status:
+    with observer.start(sys.executable, "-c", program, out=f"/dev/fd/{write}") as process, observer.status:
+        os.close(write)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        while len(observer.out.read_text().splitlines()) < 2:
-            time.sleep(0.001)  # the journal is written when nothing happens any more
-        process.kill()
+        with open(read, encoding="utf-8") as timeline:
+            assert "format" in json.loads(timeline.readline())
+            assert json.loads(timeline.readline())["in"] == "11" * 16
+            process.kill()
+            assert timeline.read() == ""
         assert process.stdout.read() == ""  # the last writer is gone
 
 
@@ -268,6 +272,17 @@ def test_a_daemon_is_followed_to_its_end(observer: Observer) -> None:
     assert recording.end["exit"] == {"status": 3}
     assert recording.end["last"]["status"] == 5
     assert {"detached": {"status": 3}} in recording.milestones
+
+
+def test_a_kill_is_for_all_of_it(observer: Observer) -> None:
+    """SIGKILL of the first process is the end of what it left in the background, and that is recorded."""
+    recording = observer.python(
+        "import os, signal, time\nact()\n"
+        "if os.fork() == 0: time.sleep(3600)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert recording.end["exit"]["signal"] == signal.SIGKILL
+    assert len(recording.events) == 1
 
 
 def test_signals_arrive(observer: Observer) -> None:
