@@ -75,9 +75,11 @@ class AgentClient:
         self._closed = False
         self._threads = {
             name: threading.Thread(target=target, name=f"{host.name}-{name}", daemon=True)
-            for name, target in (("read", self._read), ("stderr", self._read_stderr), ("write", self._write))
+            for name, target in (("stderr", self._read_stderr), ("write", self._write), ("read", self._read))
         }
-        for thread in self._threads.values():
+        for (
+            thread
+        ) in self._threads.values():  # the reader last: it joins another when there is nothing to read
             thread.start()
 
     def __enter__(self) -> AgentClient:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_seves.errors import HostKeyChanged, HostKeyUnknown
+from pytest_seves.host.inventory import LabHost
 
 CONSOLE = "`ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub` on its own console"
 """Where to see a host's keys without trusting the network."""
@@ -110,6 +111,21 @@ def pins_from_known_hosts(path: Path, address: str, port: int) -> Pins:
         elif not marker:
             trusted.append(key)
     return Pins(tuple(trusted), tuple(revoked), str(path))
+
+
+def pins_for(host: LabHost, text: str | None, address: str, port: int, section: str) -> Pins:
+    """Pins from `text`, the ``host_key`` of a `section` of the lab file; without it from known_hosts."""
+    if text:
+        return pins_from_inventory(text, f"host_key in {section} of {host.file or host.name}")
+    return pins_from_known_hosts(host.known_hosts or Path("~/.ssh/known_hosts").expanduser(), address, port)
+
+
+def public_half(identity: Path) -> bytes | None:
+    """The public key beside the private key file `identity`, on the wire; None if it is not there."""
+    try:
+        return parse_key(Path(f"{identity}.pub").read_text(encoding="utf-8")).blob
+    except (OSError, ValueError):
+        return None
 
 
 def _matches(patterns: str, name: str) -> bool:

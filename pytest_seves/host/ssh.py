@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +32,8 @@ from pytest_seves.host.hostkeys import (
     HostKey,
     Pins,
     check,
-    parse_key,
-    pins_from_inventory,
-    pins_from_known_hosts,
+    pins_for,
+    public_half,
 )
 from pytest_seves.host.inventory import LabHost
 
@@ -73,18 +72,28 @@ class Process:
 
     def recv(self, size: int = 1 << 16) -> bytes:
         """Wait for output; b"" at its end, also when the connection broke."""
-        return self._channel.recv(size)
+        return self._take(self._channel.recv, size)
 
     def recv_stderr(self, size: int = 1 << 16) -> bytes:
         """Wait for stderr; b"" at its end."""
-        return self._channel.recv_stderr(size)
+        return self._take(self._channel.recv_stderr, size)
+
+    @staticmethod
+    def _take(recv: Callable[[int], bytes], size: int) -> bytes:
+        try:
+            return recv(size)
+        except _FAILURES:  # acknowledging it met a connection that was just breaking
+            return b""
 
     def send(self, data: bytes) -> None:
         """Send all of `data` to stdin. Blocks while the command does not read; :meth:`close` ends that.
 
         :raises OSError: the channel is closed.
         """
-        self._channel.sendall(data)
+        try:
+            self._channel.sendall(data)
+        except (paramiko.SSHException, EOFError) as error:
+            raise ConnectionError(str(error) or "closed") from error
 
     def wait_exit(self, timeout_s: float) -> int | None:
         """The exit status; None when there is none in time, after a signal or a broken connection."""
@@ -229,13 +238,13 @@ def connect(host: LabHost) -> Connection:
     jump = host.jump
     target = _Hop(
         host.name, "host", host.address, host.port, host.user, host.identity,
-        _pins(host, host.host_key, host.address, host.port, "[host]"),
+        pins_for(host, host.host_key, host.address, host.port, "[host]"),
     )  # fmt: skip
     with ExitStack() as undo:
         if jump:
             hop = _Hop(
                 host.name, "jump host", jump.address, jump.port, jump.user or host.user, jump.identity,
-                _pins(host, jump.host_key, jump.address, jump.port, "[host.jump]"),
+                pins_for(host, jump.host_key, jump.address, jump.port, "[host.jump]"),
             )  # fmt: skip
             sock = undo.enter_context(tcp(hop.host, hop.where, hop.address, hop.port, deadline))
             first = _session(hop, sock, deadline, undo)
@@ -246,12 +255,6 @@ def connect(host: LabHost) -> Connection:
             transports = [_session(target, sock, deadline, undo)]
         undo.pop_all()
     return Connection(host, transports, sock)
-
-
-def _pins(host: LabHost, text: str | None, address: str, port: int, section: str) -> Pins:
-    if text:
-        return pins_from_inventory(text, f"host_key in {section} of {host.file or host.name}")
-    return pins_from_known_hosts(host.known_hosts or Path("~/.ssh/known_hosts").expanduser(), address, port)
 
 
 def _through(transport: paramiko.Transport, hop: _Hop, target: _Hop, deadline: Deadline) -> paramiko.Channel:
@@ -364,7 +367,7 @@ def _keys(
             notes.append(
                 f"{hop.identity} has a passphrase, which is not asked for: the SSH agent must hold the key"
             )
-            wanted = _public_half(hop.identity)
+            wanted = public_half(hop.identity)
         except (OSError, ValueError, paramiko.SSHException, UnknownKeyType) as error:
             notes.append(f"{hop.identity} cannot be used: {error}")
             return
@@ -391,10 +394,3 @@ def _ssh_agent() -> paramiko.Agent:
         return paramiko.Agent()
     except paramiko.SSHException as error:
         raise ConnectionError(str(error)) from error
-
-
-def _public_half(identity: Path) -> bytes | None:
-    try:
-        return parse_key(Path(f"{identity}.pub").read_text(encoding="utf-8")).blob
-    except (OSError, ValueError):
-        return None

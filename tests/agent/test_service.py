@@ -140,12 +140,6 @@ def test_commands_know_nothing_of_the_channel(agent: LocalAgent) -> None:
     assert base64.b64decode(result["stdout"]).split() == [b"0", b"1", b"2", b"3"]  # 3: the listing itself
 
 
-def test_facts_that_take_too_long(agent: LocalAgent) -> None:
-    """The deadline of facts is the agent's; the conversation goes on."""
-    assert agent.call("facts", timeout_s=0.001)["error"]["kind"] == "DeadlineExceeded"
-    assert "ok" in agent.call("file.read", path="/proc/version")
-
-
 @pytest.mark.parametrize(
     ("body", "kind", "text"),
     [

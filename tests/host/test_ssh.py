@@ -335,6 +335,7 @@ def test_idle_connection_stays(sshd: Sshd) -> None:
 def test_command_that_is_never_started(sshd: Sshd) -> None:
     """Opening a channel on a frozen server ends at the deadline."""
     connection = ssh.connect(sshd.host())
+    output(connection, ":")  # now the process that serves the session is there
     sshd.signal_connections(signal.SIGSTOP)
     start = time.monotonic()
     with pytest.raises(DeadlineExceeded):
