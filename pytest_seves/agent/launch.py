@@ -179,12 +179,16 @@ class Launch:
         self._answer()
 
     def destroy(self) -> None:
-        """SIGKILL the VMM; the recorder, too, if it does not follow."""
+        """SIGKILL the VMM; the recorder, too, if it does not follow.
+
+        A VMM that put itself into the background is known to the recorder only, which passes SIGTERM on.
+        """
         if self.ended or self._status is not None:
             return
         self._killed = True
         if not self.kill(signal.SIGKILL):
-            self.kill_recorder()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
         self._loop.after(_GRACE_S, self.kill_recorder)
 
     def kill_recorder(self) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 QEMU = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "q35,accel=kvm"]
 GREET = 'import os, sys, time; os.write(3, b\'{"QMP": {"version": {}, "capabilities": []}}\\n\'); '
+
+
+@pytest.fixture
+def nap(request: pytest.FixtureRequest) -> str:
+    """A command that takes long, and is nobody else's."""
+    return f"sleep {100_000 + os.getpid()}.{zlib.crc32(request.node.name.encode())}"
 
 
 def watch(target: Target, *argv: str, timeout_s: float = 20.0) -> Launch:
@@ -43,14 +51,26 @@ def test_a_vmm_that_crashes(target: Target) -> None:
     assert "signal 11 SIGSEGV" in launch.account()
 
 
-def test_a_vmm_that_hangs(target: Target) -> None:
+def still_there(target: Target, command: str) -> bool:
+    """Whether the host has a process with this command line."""
+    asked = {"argv": ["pgrep", "--full", "--exact", command], "timeout_s": 5, "limit": 4096}
+    return int(target.client.call("exec", asked)["status"]) == 0
+
+
+def test_a_vmm_that_hangs(target: Target, nap: str) -> None:
     """A VMM that does nothing is killed at its deadline, on the host, with all that it started."""
-    launch = watch(target, "sh", "-c", "sleep 1000 & sleep 1000", timeout_s=2.0)
+    launch = watch(target, "sh", "-c", f"{nap} & {nap}", timeout_s=2.0)
     assert launch.exit.killed_at_deadline
     assert launch.exit.signal == 9
-    assert target.client.call(
-        "exec", {"argv": ["pgrep", "-f", "sleep 1000"], "timeout_s": 5, "limit": 4096}, timeout_s=10
-    )["status"]
+    assert not still_there(target, nap)
+
+
+def test_a_vmm_that_stays_in_the_background(target: Target, nap: str) -> None:
+    """A VMM that has left its first process is ended at the deadline too, and its recording has its end."""
+    launch = watch(target, "sh", "-c", f"setsid {nap} & exit 0", timeout_s=2.0)
+    assert launch.exit.status == 0
+    assert launch.exit.killed_at_deadline
+    assert not still_there(target, nap)
 
 
 def test_a_vmm_that_floods(target: Target) -> None:

@@ -61,10 +61,18 @@ def launch(host: ModelHost) -> Iterator[Callable[..., Guest]]:
 
 @pytest.fixture
 def firmware_log(host: ModelHost) -> Callable[[], list[dict[str, Any]]]:
-    """Commands that reached the firmware since the test began."""
-    seen = len(host.firmware_log.read_text().splitlines())
+    """Commands that reached the firmware since the test began, for guests that were not there before.
+
+    A guest of an earlier test that was dropped may still be on its way out.
+    """
+
+    def logged() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in host.firmware_log.read_text().splitlines()]
+
+    before = logged()
+    others = {entry["handle"] for entry in before if entry.get("handle") is not None}
 
     def entries() -> list[dict[str, Any]]:
-        return [json.loads(line) for line in host.firmware_log.read_text().splitlines()[seen:]]
+        return [entry for entry in logged()[len(before) :] if entry.get("handle") not in others]
 
     return entries
