@@ -251,6 +251,8 @@ def _outcome(report: pytest.TestReport) -> str:
 
 
 def _why(report: pytest.TestReport) -> str:
+    if hasattr(report, "wasxfail"):
+        return report.wasxfail.removeprefix("reason: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     message = str(crash.message if crash else report.longrepr or "")
     return message.partition("\n")[0].removeprefix("pytest_seves.errors.")[:400]

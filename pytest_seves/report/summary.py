@@ -23,10 +23,14 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     #: First test that did not pass, and why, in one line.
     first: tuple[str, str] | None = None
+    #: Known defects that were met, each with its reference.
+    known: set[str] = field(default_factory=set)
 
     def add(self, outcome: str, test: str, why: str) -> None:
         """Count one test."""
         self.counts[outcome] += 1
+        if outcome == "known defect":
+            self.known.add(why)
         if outcome in BAD and self.first is None:
             self.first = (test, why)
 
@@ -40,7 +44,7 @@ Verdicts = Mapping[tuple[str, str], Tally]
 
 
 def lines(requirements: Iterable[Requirement], verdicts: Verdicts, width: int) -> list[tuple[str, str]]:
-    """(verdict, line) for each requirement that was asked, and beneath it the first test that did not pass.
+    """(verdict, line) for each requirement that was asked, with notes beneath it.
 
     :param verdicts: tallies by (host, requirement id).
     :param width: of the terminal, in columns.
@@ -61,15 +65,18 @@ def lines(requirements: Iterable[Requirement], verdicts: Verdicts, width: int) -
             where = f"{host}  " if len(hosts) > 1 else ""
             line = f"{identifier:<{column}}  {level:<6}  {where}{counts:<24}  {sentence}"
             out.append((tally.verdict, line if len(line) <= width else line[: width - 4] + " ..."))
+            notes = sorted(tally.known)
             if tally.first:
                 test, why = tally.first
-                why = f"as {told[why]}" if why in told else why
-                told.setdefault(tally.first[1], identifier)
-                indent = " " * (column + 2)
-                text = f"{test}: {why}"
-                wrapped = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent + "  ")
-                out += [(tally.verdict, part) for part in wrapped]
+                notes.append(f"{test}: " + (f"as {told[why]}" if why in told else why))
+                told.setdefault(why, identifier)
+            out += [(tally.verdict, part) for note in notes for part in _indented(note, column + 2, width)]
     return out
+
+
+def _indented(text: str, columns: int, width: int) -> list[str]:
+    indent = " " * columns
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent + "  ")
 
 
 def _order(identifier: str) -> tuple[str, int]:

@@ -17,7 +17,8 @@ from pytest_seves.guest.defects import DEFECTS
 FEW = " and ".join(
     f"not {part}" for part in ("1vcpu", "2vcpu", "8vcpu", "16vcpu", "64vcpu", "NOKS", "vcpu-ES]")
 )
-#: Broken in the VMM of this machine already, which the catalogue knows: no defect can turn these red.
+#: Broken in this machine's VMM already, which the catalogue knows: no defect can turn these red. For VMSA-6,
+#: tests/evidence/test_timeline.py shows both outcomes.
 EXPECTED_FAILURES = ("known defect",)
 
 

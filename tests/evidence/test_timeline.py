@@ -151,6 +151,18 @@ def test_after_compares_entries() -> None:
     assert len(after(seen.runs, update)) == 2
 
 
+def test_register_writes_after_the_update() -> None:
+    """VMSA-6 is decided by writes after LAUNCH_UPDATE_VMSA: none in a right launch, each one in a wrong one."""
+    write = ioctl(kvm.KVM_SET_REGS, kind="vcpu:0", ret=None, before=kvm.REGS.encode(rip=0xFFF0))
+    right = launch(1)
+    right.insert(4, write)
+    seen = timeline(right)
+    assert len(seen.register_writes()) == 1
+    assert after(seen.register_writes(), seen.vmsa_update) == []
+    wrong = timeline([*right, write])
+    assert names(after(wrong.register_writes(), wrong.vmsa_update)) == ["KVM_SET_REGS"]
+
+
 def test_an_unknown_command_stays_visible() -> None:
     """A sub-command that this version does not know is named by its number."""
     record = command(SevCmd.KVM_SEV_INIT)

@@ -42,6 +42,15 @@ def test_a_reason_is_told_once() -> None:
     assert (shown[1], shown[3]) == ("      test_0: because", "      test_0: as A-2")
 
 
+def test_a_known_defect_is_told_with_its_reference() -> None:
+    """What is expected to fail says why, once."""
+    verdicts = {("a", "A-2"): tally("known defect", "known defect", "passed")}
+    assert [line for _, line in lines(REQUIREMENTS, verdicts, 80)] == [
+        "A-2  must    2 known defect, 1 passed  Second.",
+        "     because",
+    ]
+
+
 def test_hosts_are_told_apart() -> None:
     """With several hosts each has its own line."""
     verdicts = {("b", "A-2"): tally("failed"), ("a", "A-2"): tally("passed")}
