@@ -152,7 +152,7 @@ def test_after_compares_entries() -> None:
 
 
 def test_register_writes_after_the_update() -> None:
-    """VMSA-6 is decided by writes after LAUNCH_UPDATE_VMSA: none in a right launch, each one in a wrong one."""
+    """VMSA-6 is decided by writes after LAUNCH_UPDATE_VMSA: a right launch has none."""
     write = ioctl(kvm.KVM_SET_REGS, kind="vcpu:0", ret=None, before=kvm.REGS.encode(rip=0xFFF0))
     right = launch(1)
     right.insert(4, write)
