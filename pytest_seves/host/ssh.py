@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import paramiko
 from paramiko.pkey import UnknownKeyType
@@ -257,12 +258,11 @@ def connect(host: LabHost) -> Connection:
     return Connection(host, transports, sock)
 
 
-def _through(transport: paramiko.Transport, hop: _Hop, target: _Hop, deadline: Deadline) -> paramiko.Channel:
+def _through(transport: paramiko.Transport, hop: _Hop, target: _Hop, deadline: Deadline) -> _Hopped:
     """A channel from the jump host to the target."""
+    where, ours = (target.address, target.port), ("127.0.0.1", 0)
     try:
-        return transport.open_channel(
-            "direct-tcpip", (target.address, target.port), ("127.0.0.1", 0), timeout=deadline.remaining
-        )
+        return _Hopped(transport.open_channel("direct-tcpip", where, ours, timeout=deadline.remaining))
     except _FAILURES as error:
         raise HostUnreachable(
             f"{target.where}: not reached through {hop.where}: {error}. Is the machine up, and may the jump"
@@ -271,11 +271,30 @@ def _through(transport: paramiko.Transport, hop: _Hop, target: _Hop, deadline: D
         ) from error
 
 
+class _Hopped:
+    """A channel through a jump host, as the socket of the session behind it.
+
+    When the way breaks, that session's own thread closes this, and a Channel then tries to say so on the
+    connection that has gone: EOFError, in a thread that nobody catches anything in (seen in paramiko 5.1).
+    """
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+    def close(self) -> None:
+        """Close it, if there is still somebody to tell."""
+        with suppress(*_FAILURES):
+            self._channel.close()
+
+
 def _session(
-    hop: _Hop, sock: socket.socket | paramiko.Channel, deadline: Deadline, undo: ExitStack
+    hop: _Hop, sock: socket.socket | _Hopped, deadline: Deadline, undo: ExitStack
 ) -> paramiko.Transport:
     """An authenticated SSH session with `hop` over `sock`."""
-    transport = paramiko.Transport(sock)
+    transport = paramiko.Transport(sock)  # type: ignore[arg-type]  # it takes what has a socket's methods
     undo.callback(transport.packetizer.complete_handshake)  # or its timer thread goes on
     undo.callback(_close, transport)
     transport.set_log_channel(_LOG)

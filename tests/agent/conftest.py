@@ -97,8 +97,12 @@ def agent(start_agent: Callable[..., LocalAgent]) -> LocalAgent:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
+    process.terminate()  # not SIGKILL: it is to take along what it has started
+    try:
+        process.wait(_ANSWER_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
     for stream in (process.stdin, process.stdout, process.stderr):
         if stream and not stream.closed:
             stream.close()

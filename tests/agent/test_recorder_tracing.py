@@ -537,7 +537,7 @@ needs_kvm = pytest.mark.skipif(_kvm() is not None, reason=str(_kvm()))
 QEMU = "qemu-system-x86_64"
 needs_qemu = pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"{QEMU} is not installed")
 GUEST = f"{QEMU} -accel kvm -machine q35 -m 64 -nodefaults -display none -no-shutdown -monitor stdio".split()
-MACHINE = [
+MACHINE: list[dict[str, Any]] = [
     {"open": "/dev/kvm", "as": "kvm"},
     {"on": "kvm", "req": kvm.KVM_CREATE_VM, "arg": 0, "as": "vm"},
     {"on": "vm", "req": kvm.KVM_CREATE_VCPU, "arg": 0, "as": "vcpu0"},

@@ -303,7 +303,7 @@ def test_session_that_is_killed(sshd: Sshd, caplog: pytest.LogCaptureFixture) ->
     """A dropped connection ends what waits for output, is called lost, and is not logged on top."""
     caplog.set_level(logging.INFO)
     connection = ssh.connect(sshd.host())
-    process = connection.execute("sleep 60", 10)
+    process = connection.execute("cat", 10)
     sshd.signal_connections(signal.SIGKILL)
     assert process.recv() == b""
     assert process.lost_within(5)
@@ -316,7 +316,7 @@ def test_session_that_is_killed(sshd: Sshd, caplog: pytest.LogCaptureFixture) ->
 def test_peer_that_stops_answering(sshd: Sshd) -> None:
     """A server that is there but dead is noticed after two keep-alive periods."""
     connection = ssh.connect(sshd.host(keepalive_s=1))
-    process = connection.execute("sleep 60", 10)
+    process = connection.execute("cat", 10)
     start = time.monotonic()
     sshd.signal_connections(signal.SIGSTOP)
     assert process.recv() == b""
