@@ -13,9 +13,6 @@ import threading
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import paramiko
 from paramiko.pkey import UnknownKeyType
@@ -28,12 +25,11 @@ from pytest_seves.errors import (
     HostUnreachable,
 )
 from pytest_seves.host.dial import Deadline, tcp, within
+from pytest_seves.host.hop import Hop, jump_hop, target_hop
 from pytest_seves.host.hostkeys import (
     CONSOLE,
     HostKey,
-    Pins,
     check,
-    pins_for,
     public_half,
 )
 from pytest_seves.host.inventory import LabHost
@@ -45,23 +41,6 @@ logging.getLogger(_LOG).setLevel(logging.CRITICAL)
 
 _RSA = ("rsa-sha2-512", "rsa-sha2-256")
 _FAILURES = (paramiko.SSHException, EOFError, OSError)
-
-
-@dataclass(frozen=True)
-class _Hop:
-    """One SSH server on the way."""
-
-    host: str
-    what: str
-    address: str
-    port: int
-    user: str
-    identity: Path | None
-    pins: Pins
-
-    @property
-    def where(self) -> str:
-        return f"{self.what} {self.address}:{self.port}"
 
 
 class Process:
@@ -236,20 +215,12 @@ def connect(host: LabHost) -> Connection:
     :raises ConnectError: the subclass says what went wrong, the message what to do.
     """
     deadline = Deadline(host.connect_timeout_s)
-    jump = host.jump
-    target = _Hop(
-        host.name, "host", host.address, host.port, host.user, host.identity,
-        pins_for(host, host.host_key, host.address, host.port, "[host]"),
-    )  # fmt: skip
+    jump, target = jump_hop(host), target_hop(host)
     with ExitStack() as undo:
         if jump:
-            hop = _Hop(
-                host.name, "jump host", jump.address, jump.port, jump.user or host.user, jump.identity,
-                pins_for(host, jump.host_key, jump.address, jump.port, "[host.jump]"),
-            )  # fmt: skip
-            sock = undo.enter_context(tcp(hop.host, hop.where, hop.address, hop.port, deadline))
-            first = _session(hop, sock, deadline, undo)
-            channel = _through(first, hop, target, deadline)
+            sock = undo.enter_context(tcp(jump.host, jump.where, jump.address, jump.port, deadline))
+            first = _session(jump, sock, deadline, undo)
+            channel = _through(first, jump, target, deadline)
             transports = [first, _session(target, channel, deadline, undo)]
         else:
             sock = undo.enter_context(tcp(target.host, target.where, target.address, target.port, deadline))
@@ -258,43 +229,34 @@ def connect(host: LabHost) -> Connection:
     return Connection(host, transports, sock)
 
 
-def _through(transport: paramiko.Transport, hop: _Hop, target: _Hop, deadline: Deadline) -> _Hopped:
+def _through(transport: paramiko.Transport, hop: Hop, target: Hop, deadline: Deadline) -> paramiko.Channel:
     """A channel from the jump host to the target."""
     where, ours = (target.address, target.port), ("127.0.0.1", 0)
     try:
-        return _Hopped(transport.open_channel("direct-tcpip", where, ours, timeout=deadline.remaining))
+        channel = transport.open_channel("direct-tcpip", where, ours, timeout=deadline.remaining)
     except _FAILURES as error:
         raise HostUnreachable(
             f"{target.where}: not reached through {hop.where}: {error}. Is the machine up, and may the jump"
             " host forward to it (AllowTcpForwarding, PermitOpen)?",
             host=hop.host,
         ) from error
+    # When the way breaks, the session behind it closes this in its own thread, and the channel then tells the
+    # connection that has gone: EOFError where nobody catches anything (paramiko 5.1).
+    close = channel.close
 
-
-class _Hopped:
-    """A channel through a jump host, as the socket of the session behind it.
-
-    When the way breaks, that session's own thread closes this, and a Channel then tries to say so on the
-    connection that has gone: EOFError, in a thread that nobody catches anything in (seen in paramiko 5.1).
-    """
-
-    def __init__(self, channel: paramiko.Channel) -> None:
-        self._channel = channel
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._channel, name)
-
-    def close(self) -> None:
-        """Close it, if there is still somebody to tell."""
+    def close_quietly() -> None:
         with suppress(*_FAILURES):
-            self._channel.close()
+            close()
+
+    channel.close = close_quietly  # type: ignore[method-assign]
+    return channel
 
 
 def _session(
-    hop: _Hop, sock: socket.socket | _Hopped, deadline: Deadline, undo: ExitStack
+    hop: Hop, sock: socket.socket | paramiko.Channel, deadline: Deadline, undo: ExitStack
 ) -> paramiko.Transport:
     """An authenticated SSH session with `hop` over `sock`."""
-    transport = paramiko.Transport(sock)  # type: ignore[arg-type]  # it takes what has a socket's methods
+    transport = paramiko.Transport(sock)
     undo.callback(transport.packetizer.complete_handshake)  # or its timer thread goes on
     undo.callback(_close, transport)
     transport.set_log_channel(_LOG)
@@ -315,7 +277,7 @@ def _close(transport: paramiko.Transport) -> None:
         transport.close()
 
 
-def _handshake(transport: paramiko.Transport, hop: _Hop, deadline: Deadline) -> None:
+def _handshake(transport: paramiko.Transport, hop: Hop, deadline: Deadline) -> None:
     event = threading.Event()
     transport.start_client(event=event)
     if event.wait(deadline.remaining) and transport.is_active():
@@ -339,7 +301,7 @@ def _handshake(transport: paramiko.Transport, hop: _Hop, deadline: Deadline) -> 
     ) from error
 
 
-def _authenticate(transport: paramiko.Transport, hop: _Hop, deadline: Deadline) -> None:
+def _authenticate(transport: paramiko.Transport, hop: Hop, deadline: Deadline) -> None:
     tried: list[str] = []
     notes: list[str] = []
     with closing(_keys(hop, deadline, notes)) as keys:
@@ -373,9 +335,7 @@ def _offer(transport: paramiko.Transport, user: str, key: paramiko.PKey, deadlin
     return transport.get_exception() or "refused"
 
 
-def _keys(
-    hop: _Hop, deadline: Deadline, notes: list[str]
-) -> Generator[tuple[str, paramiko.PKey], None, None]:
+def _keys(hop: Hop, deadline: Deadline, notes: list[str]) -> Generator[tuple[str, paramiko.PKey], None, None]:
     """The keys to offer: the identity file; the SSH agent's, when there is no file or it has a passphrase."""
     wanted: bytes | None = None
     if hop.identity:
