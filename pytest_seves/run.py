@@ -255,4 +255,4 @@ def _why(report: pytest.TestReport) -> str:
         return report.wasxfail.removeprefix("reason: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     message = str(crash.message if crash else report.longrepr or "")
-    return message.partition("\n")[0].removeprefix("pytest_seves.errors.")[:400]
+    return message.partition("\n")[0].removeprefix("pytest_seves.errors.").rstrip(":")[:400]
