@@ -10,24 +10,21 @@ from typing import Any
 import pytest
 
 from .guest.spec import policy_name
-from .plugin import RUN
+from .options import read_options
 from .report import catalogue
-
-VCPUS = (1, 2, 3, 8, 16, 64)
-ES_POLICIES = (0x4, 0x5, 0x6, 0x7)
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
     """Default values of `policy` and `vcpus`, and one round for each host when there are several."""
     own = {name.strip() for mark in metafunc.definition.iter_markers("parametrize") for name in _names(mark)}
     wanted = set(metafunc.fixturenames) - own
+    options = read_options(metafunc.config)
     if "vcpus" in wanted:
-        metafunc.parametrize("vcpus", VCPUS, ids=lambda count: f"{count}vcpu")
+        metafunc.parametrize("vcpus", options.vcpus, ids=lambda count: f"{count}vcpu")
     if "policy" in wanted:
-        metafunc.parametrize("policy", ES_POLICIES, ids=policy_name)
-    run = metafunc.config.stash.get(RUN, None)
-    if "sev_host" in wanted and run is not None and len(run.options.hosts) > 1:
-        metafunc.parametrize("sev_host", run.options.hosts, indirect=True, scope="session")
+        metafunc.parametrize("policy", options.policies, ids=policy_name)
+    if "sev_host" in wanted and len(options.hosts) > 1:
+        metafunc.parametrize("sev_host", options.hosts, indirect=True, scope="session")
 
 
 def _names(mark: pytest.Mark) -> Iterable[str]:

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+VCPUS = "1,2,3,8,16,64"
+ES_POLICIES = "0x4,0x5,0x6,0x7"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -19,6 +22,8 @@ class Options:
     check: bool
     artifacts: Path | None
     defects: tuple[str, ...]
+    vcpus: tuple[int, ...]
+    policies: tuple[int, ...]
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -35,6 +40,8 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--sev-check", action="store_true", help="print whether the hosts are ready for SEV-ES, and stop"
     )
+    _add(parser, group, "sev_vcpus", "list", f"vCPU counts for tests that name none (default: {VCPUS})")
+    _add(parser, group, "sev_policy", "list", f"policies for tests that name none (default: {ES_POLICIES})")
     _add(parser, group, "sev_artifacts", "string", "directory for evidence; created when missing")
     _add(
         parser,
@@ -51,7 +58,7 @@ def _add(parser: pytest.Parser, group: pytest.OptionGroup, name: str, kind: str,
         group.addoption(option, action="append", metavar="NAME", help=text)
         parser.addini(name, text, type="args", default=[])
     else:
-        group.addoption(option, metavar="DIR", help=text)
+        group.addoption(option, metavar="LIST" if kind == "list" else "DIR", help=text)
         parser.addini(name, text, type="string", default="")
 
 
@@ -74,4 +81,23 @@ def read_options(config: pytest.Config) -> Options:
         check=bool(config.getoption("sev_check")),
         artifacts=folder("sev_artifacts", "") if wants_artifacts else None,
         defects=tuple(dict.fromkeys(value("sev_defect") or ())),
+        vcpus=_numbers("--sev-vcpus", value("sev_vcpus") or VCPUS, least=1, most=4096),
+        policies=_numbers("--sev-policy", value("sev_policy") or ES_POLICIES, least=0, most=0xFFFFFFFF),
     )
+
+
+def _numbers(option: str, text: str, *, least: int, most: int) -> tuple[int, ...]:
+    """A list of numbers as people write it: ``1,2,64`` or ``0x5, 0x7``.
+
+    :raise pytest.UsageError: something in it is no number, or out of range.
+    """
+    numbers = []
+    for word in text.split(","):
+        try:
+            number = int(word, 0)
+        except ValueError:
+            raise pytest.UsageError(f"{option}: {word.strip()!r} in {text!r}: wanted a number") from None
+        if not least <= number <= most:
+            raise pytest.UsageError(f"{option}: {word.strip()} in {text!r}: wanted {least} to {most:#x}")
+        numbers.append(number)
+    return tuple(dict.fromkeys(numbers))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .errors import InventoryError, ModelError, RigError, SevesError, Undecided, UsageError
-from .guest.defects import defect_rules
+from .guest.defects import chosen_defects
 from .host.inventory import LabHost, load_host
 from .options import Options
 from .report import catalogue, summary
@@ -40,7 +40,7 @@ class Run:
         try:
             if not options.hosts:
                 raise UsageError("--sev-check: which host? Give --sev-host NAME")
-            defect_rules(options.defects)
+            chosen_defects(options.defects)
             self._entries = {name: load_host(name, options.lab) for name in options.hosts}
         except (InventoryError, UsageError) as error:
             raise pytest.UsageError(str(error)) from None

@@ -145,6 +145,32 @@ def test_default_parameters(suite: pytest.Pytester) -> None:
     )
 
 
+def test_chosen_parameters(suite: pytest.Pytester) -> None:
+    """`--sev-vcpus` and `--sev-policy`, or their ini values, replace the defaults."""
+    suite.makepyfile("def test_it(launch_guest, vcpus, policy): pass")
+    suite.makeini("[pytest]\nsev_vcpus = 7\n")
+    result = suite.runpytest("--collect-only", "-q", "--sev-policy", "0x5, 6")
+    result.stdout.fnmatch_lines(["*test_it[[]7vcpu-ES+NODBG]", "*test_it[[]7vcpu-ES+NOKS]", "2 tests*"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--sev-vcpus", "1,two", "--sev-vcpus: 'two' in '1,two': wanted a number"),
+        ("--sev-vcpus", "0", "--sev-vcpus: 0 in '0': wanted 1 to"),
+        ("--sev-policy", "0x100000000", "--sev-policy: 0x100000000 in"),
+    ],
+)
+def test_a_list_that_is_none_is_refused(
+    suite: pytest.Pytester, option: str, value: str, message: str
+) -> None:
+    """A wrong list is a usage error that shows the word."""
+    suite.makepyfile("def test_it(launch_guest, vcpus): pass")
+    result = suite.runpytest("--sev-host", "model", option, value)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*{message}*"])
+
+
 def test_several_hosts_run_each_test(suite: pytest.Pytester) -> None:
     """With several hosts each test is collected once for each, named in its id."""
     lab = suite.path.joinpath("lab")

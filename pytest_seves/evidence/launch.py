@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_seves.errors import Undecided
+from pytest_seves.spec.sev import Policy
 
 from .qmp import QmpTranscript
-from .timeline import Stage, Timeline
+from .timeline import ES_INIT_COMMANDS, INIT_COMMANDS, Stage, Timeline
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,16 @@ class Launch:
         raise Undecided(
             f"{self.host}: the VMM never attempted {stage.name}: {self.account()}", argv=self.argv
         )
+
+    def initialised_for(self, policy: int = Policy.ES) -> Launch:
+        """This launch, if its VM was initialised for SEV, and for SEV-ES where the policy wants that.
+
+        :raise Undecided: it was not, so a rule about such a VM says nothing; INIT-1 judges that.
+        """
+        wanted = ES_INIT_COMMANDS if policy & Policy.ES else INIT_COMMANDS
+        if self.timeline.init_path in wanted:
+            return self
+        raise Undecided(f"{self.host}: the VM was not initialised as its policy asks: {self.account()}")
 
     def account(self) -> str:
         """How the launch ended, in one or two lines for a person."""

@@ -18,6 +18,7 @@ from .events import Event, decode_event
 
 FORMAT = "seves-timeline/1"
 INIT_COMMANDS = (SevCmd.KVM_SEV_INIT, SevCmd.KVM_SEV_ES_INIT, SevCmd.KVM_SEV_INIT2)
+ES_INIT_COMMANDS = (SevCmd.KVM_SEV_ES_INIT, SevCmd.KVM_SEV_INIT2)
 
 
 class Stage(enum.IntEnum):
@@ -204,6 +205,21 @@ class Timeline:
                     if leaf["function"] == 1:
                         return int(leaf["eax"])
         raise EvidenceError(f"timeline: vCPU {vcpu} was given no CPUID leaf 1")
+
+    def capability_checks(self, capability: int) -> tuple[Event, ...]:
+        """KVM_CHECK_EXTENSION of one capability, on whichever descriptor."""
+        asked = self.requests(kvm.KVM_CHECK_EXTENSION)
+        return tuple(event for event in asked if event.argument == capability)
+
+    @property
+    def memory_address_spaces(self) -> set[int]:
+        """Address spaces in which the VMM registered memory: 0, and 1 for system management mode."""
+        slots = [
+            kvm.USERSPACE_MEMORY_REGION.decode(event.input[: kvm.USERSPACE_MEMORY_REGION.size])["slot"]
+            for event in self.requests(kvm.KVM_SET_USER_MEMORY_REGION, kvm.KVM_SET_USER_MEMORY_REGION2)
+            if event.input is not None
+        ]
+        return {slot >> 16 for slot in slots}
 
     def register_writes(self, vcpu: int | None = None) -> tuple[Event, ...]:
         """Calls that set registers which a VMSA holds, of one vCPU or of all."""

@@ -8,6 +8,7 @@ a conformance check that was never seen to fail is worth nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from errno import EINVAL
 
 from pytest_seves.errors import UsageError
 from pytest_seves.spec import kvm, sev
@@ -31,7 +32,9 @@ class Defect:
     name: str
     what: str
     breaks: frozenset[str]
-    rules: tuple[Rule, ...]
+    rules: tuple[Rule, ...] = ()
+    #: Machine options that the VMM takes and then ignores.
+    ignores: frozenset[str] = frozenset()
 
 
 def _policy_bits(name: str, value: int, mask: int, after: str | None = None) -> Rule:
@@ -54,6 +57,11 @@ def _command_id(name: str, seen: SevCmd, sent: SevCmd) -> Rule:
     return on_sev(
         name, seen, "rewrite", where="arg", offset=identifier.offset, size=identifier.size, value=int(sent)
     )
+
+
+def _smm(name: str, action: str, ret: int) -> Rule:
+    request, capability = kvm.KVM_CHECK_EXTENSION, kvm.KVM_CAP_X86_SMM
+    return {"name": name, "request": request, "arg": capability, "action": action, "ret": ret}
 
 
 _ALL = (
@@ -104,8 +112,45 @@ _ALL = (
     Defect(
         "policy-changed",
         "adds NOSEND to the requested policy",
-        frozenset({"INIT-7"}),
+        frozenset({"INIT-7", "POLICY-1"}),
         (_policy_bits("policy-changed", int(Policy.NOSEND), int(Policy.NOSEND)),),
+    ),
+    Defect(
+        "policy-api-cleared",
+        "drops the least API version from the policy",
+        frozenset({"POLICY-1", "POLICY-2"}),
+        (_policy_bits("policy-api-cleared", 0, 0xFFFF0000),),
+    ),
+    Defect(
+        "smm-allowed",
+        "takes a SEV-ES VM for one with system management mode",
+        frozenset({"SMM-1", "SMM-2"}),
+        (_smm("smm-allowed", "return", 1),),
+    ),
+    Defect(
+        "smm-not-asked",
+        "does not ask the VM for system management mode, and takes it for absent",
+        frozenset({"SMM-4", "SMM-5"}),
+        (_smm("smm-not-asked", "drop", 0),),
+    ),
+    Defect(
+        "irqchip-option-ignored",
+        "ignores kernel-irqchip=off and launches with the in-kernel irqchip",
+        frozenset({"IRQCHIP-1", "IRQCHIP-2"}),
+        ignores=frozenset({"kernel-irqchip"}),
+    ),
+    Defect(
+        "irqchip-refused",
+        "cannot create the in-kernel irqchip",
+        frozenset({"IRQCHIP-3", "SMM-5", "POLICY-1"}),
+        (
+            {
+                "name": "irqchip-refused",
+                "request": kvm.KVM_CREATE_IRQCHIP,
+                "action": "fail",
+                "errno": EINVAL,
+            },
+        ),
     ),
     Defect(
         "platform-version-changed",
@@ -213,8 +258,8 @@ _ALL = (
 DEFECTS = {defect.name: defect for defect in _ALL}
 
 
-def defect_rules(names: tuple[str, ...]) -> tuple[Rule, ...]:
-    """Recorder rules of the named defects, in order.
+def chosen_defects(names: tuple[str, ...]) -> tuple[Defect, ...]:
+    """The named defects, in order.
 
     :raise UsageError: there is no such defect; the message lists those that there are.
     """
@@ -222,4 +267,4 @@ def defect_rules(names: tuple[str, ...]) -> tuple[Rule, ...]:
         if name not in DEFECTS:
             listing = "".join(f"\n  {defect.name}: {defect.what}" for defect in _ALL)
             raise UsageError(f"--sev-defect: no defect {name!r}; there are:{listing}")
-    return tuple(rule for name in names for rule in DEFECTS[name].rules)
+    return tuple(DEFECTS[name] for name in names)

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from pytest_seves.errors import RigError
 from pytest_seves.evidence.launch import Launch
 
 from . import qemu
-from .defects import defect_rules
+from .defects import chosen_defects
 from .faults import fault_rules
 from .observe import observe
 from .spec import GuestSpec, policy_name
@@ -36,7 +37,9 @@ class Launcher:
         self, target: Target, *, defects: tuple[str, ...] = (), artifacts: Path | None = None
     ) -> None:
         self._target = target
-        self._defects = defect_rules(defects)
+        chosen = chosen_defects(defects)
+        self._rules = tuple(rule for defect in chosen for rule in defect.rules)
+        self._ignored = frozenset(name for defect in chosen for name in defect.ignores)
         self._artifacts = artifacts
         self._kept: dict[GuestSpec, Launch | RigError] = {}
         #: Guests launched, and times one was asked for.
@@ -78,14 +81,15 @@ class Launcher:
     def _launch(self, spec: GuestSpec) -> Launch:
         target = self._target
         target.require_ready()
+        heeded = tuple(option for option in spec.machine_options if option[0] not in self._ignored)
         argv = qemu.arguments(
-            spec,
+            replace(spec, machine_options=heeded),
             binary=target.entry.vmm.binary,
             firmware=target.facts.firmware.path or "",
             cbit=target.facts.cbitpos or 0,
             reduced_phys_bits=target.facts.reduced_phys_bits,
         )
-        rules = (*fault_rules(spec.faults), *self._defects)
+        rules = (*fault_rules(spec.faults), *self._rules)
         self.launched += 1
         launch = observe(target.client, argv, host=target.name, rules=rules, paused=spec.paused)
         if self._artifacts:

@@ -144,6 +144,10 @@ KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM = 206
 KVM_CAP_XSAVE2 = 208
 KVM_CAP_VM_TYPES = 235
 
+# Address spaces of memory slots (bits 31:16 of kvm_userspace_memory_region.slot, x86)
+ADDRESS_SPACE_NORMAL = 0
+ADDRESS_SPACE_SMM = 1
+
 # Types of virtual machine (argument of KVM_CREATE_VM)
 KVM_X86_DEFAULT_VM = 0
 KVM_X86_SW_PROTECTED_VM = 1

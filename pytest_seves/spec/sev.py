@@ -24,6 +24,11 @@ class Policy(enum.IntFlag):
     SEV = 1 << 5
 
 
+def policy_with_api(policy: int, major: int, minor: int) -> int:
+    """A policy that wants at least this firmware API version (bits 23:16 major, 31:24 minor)."""
+    return policy | major << 16 | minor << 24
+
+
 class SevCmd(enum.IntEnum):
     """kvm_sev_cmd.id of KVM_MEMORY_ENCRYPT_OP."""
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,23 @@ def test_every_requirement_has_a_document_and_a_section(project: Path) -> None:
     """A source names a document and where in it, or a commit with its release."""
     for requirement in catalogue.load(project / "suites/requirements.toml").values():
         assert any(mark in requirement.source for mark in ("section", ",", "commit")), requirement.id
+
+
+def test_suites_and_catalogue_agree(project: Path) -> None:
+    """Every conformance test names a requirement, and every requirement has a test (`--strict`)."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "suites",
+        "--strict",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

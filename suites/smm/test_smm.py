@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""SMM: a SEV-ES guest has no system management mode, since entering it means to change the registers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_seves.evidence.timeline import Stage, after
+from pytest_seves.spec import kvm
+
+if TYPE_CHECKING:
+    from pytest_seves.fixtures import Launcher
+
+DIAGNOSTIC = "System Management Mode not supported"
+
+
+@pytest.mark.requirement("SMM-1")
+@pytest.mark.parametrize("machine", ["q35", "pc"])
+def test_smm_on_is_refused(launch_guest: Launcher, machine: str) -> None:
+    """smm=on ends the launch with the SMM diagnostic and status 1; nothing runs."""
+    launch = launch_guest(machine={"type": machine, "smm": "on"}).initialised_for()
+    assert launch.timeline.runs == ()
+    assert DIAGNOSTIC in launch.stderr.text
+    assert (launch.exit.signal, launch.exit.status) == (None, 1)
+
+
+@pytest.mark.requirement("SMM-2")
+@pytest.mark.parametrize("machine", ["q35", "pc"])
+def test_smm_auto_is_off(launch_guest: Launcher, machine: str) -> None:
+    """smm=auto launches, and no memory slot belongs to the address space of SMM."""
+    launch = launch_guest(machine={"type": machine, "smm": "auto"}).reached(Stage.RUNNING)
+    assert launch.timeline.memory_address_spaces == {kvm.ADDRESS_SPACE_NORMAL}
+
+
+@pytest.mark.requirement("SMM-4")
+def test_the_vm_is_asked_for_smm(launch_guest: Launcher) -> None:
+    """After its initialisation the VM is asked for KVM_CAP_X86_SMM, whatever /dev/kvm says, and answers 0."""
+    timeline = launch_guest().initialised_for().timeline
+    asked = after(timeline.capability_checks(kvm.KVM_CAP_X86_SMM), timeline.init[0])
+    assert {event.result for event in asked if event.vm == timeline.vm} == {0}
+
+
+@pytest.mark.requirement("SMM-5")
+def test_smm_on_without_encryption(launch_guest: Launcher) -> None:
+    """smm=on launches a guest without encryption, and memory of SMM is registered (control)."""
+    timeline = launch_guest(policy=None, machine={"smm": "on"}).timeline
+    asked = timeline.capability_checks(kvm.KVM_CAP_X86_SMM)
+    if asked and not any(event.result for event in asked):
+        pytest.skip("this kernel has no SMM: KVM_CAP_X86_SMM is 0 on a VM without encryption")
+    assert timeline.stage == Stage.RUNNING
+    assert timeline.memory_address_spaces == {kvm.ADDRESS_SPACE_NORMAL, kvm.ADDRESS_SPACE_SMM}
