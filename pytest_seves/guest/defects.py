@@ -12,6 +12,7 @@ from errno import EINVAL
 
 from pytest_seves.errors import UsageError
 from pytest_seves.spec import kvm, sev
+from pytest_seves.spec.layout import Layout
 from pytest_seves.spec.sev import Policy, SevCmd, SevIssue
 
 from .faults import Rule, on_sev
@@ -57,6 +58,12 @@ def _command_id(name: str, seen: SevCmd, sent: SevCmd) -> Rule:
     return on_sev(
         name, seen, "rewrite", where="arg", offset=identifier.offset, size=identifier.size, value=int(sent)
     )
+
+
+def _register(name: str, request: int, layout: Layout, field: str, value: int, *, vcpu: int) -> Rule:
+    """Another value in the first 8 bytes of a field, whenever the VMM sets it."""
+    where = {"where": "arg", "offset": layout.field(field).offset, "size": 8, "value": value}
+    return {"name": name, "request": request, "vcpu": vcpu, "action": "rewrite", **where}
 
 
 def _smm(name: str, action: str, ret: int) -> Rule:
@@ -221,18 +228,22 @@ _ALL = (
         "reset-state-wrong",
         "gives vCPU 0 a stack pointer at reset",
         frozenset({"VMSA-5"}),
+        (_register("reset-state-wrong", kvm.KVM_SET_REGS, kvm.REGS, "rsp", 0x7000, vcpu=0),),
+    ),
+    Defect(
+        "ap-reset-vector-wrong",
+        "starts the first AP at the BSP's reset vector",
+        frozenset({"AP-BOOT-1", "VMSA-5"}),
         (
-            {
-                "name": "reset-state-wrong",
-                "request": kvm.KVM_SET_REGS,
-                "vcpu": 0,
-                "action": "rewrite",
-                "where": "arg",
-                "offset": kvm.REGS.field("rsp").offset,
-                "size": 8,
-                "value": 0x7000,
-            },
+            _register("ap-reset-vector-wrong", kvm.KVM_SET_SREGS, kvm.SREGS, "cs", 0xFFFF0000, vcpu=1),
+            _register("ap-reset-vector-wrong-2", kvm.KVM_SET_SREGS2, kvm.SREGS2, "cs", 0xFFFF0000, vcpu=1),
         ),
+    ),
+    Defect(
+        "bsp-reset-vector-wrong",
+        "starts the BSP somewhere else",
+        frozenset({"AP-BOOT-2", "VMSA-5"}),
+        (_register("bsp-reset-vector-wrong", kvm.KVM_SET_REGS, kvm.REGS, "rip", 0x1000, vcpu=0),),
     ),
     Defect(
         "register-write-after-vmsa",
