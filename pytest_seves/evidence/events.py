@@ -74,6 +74,8 @@ class Event:
         """What people call it: the sub-command's name, or the request's, or its number."""
         if self.sev is not None:
             return self.sev.name
+        if self.issue is not None:
+            return sev.issue_name(self.issue["cmd"])
         return kvm.IOCTL_NAMES.get(self.request, f"ioctl {self.request:#x}")
 
     @property

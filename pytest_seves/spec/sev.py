@@ -158,6 +158,14 @@ class SevIssue(enum.IntEnum):
     SNP_VLEK_LOAD = 12
 
 
+def issue_name(command: int) -> str:
+    """``SEV_PLATFORM_STATUS`` for 1; an unknown number stays visible."""
+    try:
+        return SevIssue(command).name
+    except ValueError:
+        return f"SEV_ISSUE_CMD {command} (unknown)"
+
+
 SEV_USER_DATA_STATUS = Layout(
     "sev_user_data_status",
     12,

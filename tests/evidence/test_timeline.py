@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pytest_seves.errors import EvidenceError
 from pytest_seves.evidence.timeline import Stage, Timeline, after, names
-from pytest_seves.spec import kvm
+from pytest_seves.spec import kvm, sev
 from pytest_seves.spec.sev import SevCmd
 from tests.evidence.recording import command, create_vcpu, create_vm, ioctl, jsonl, launch, run, timeline
 
@@ -149,6 +149,16 @@ def test_after_compares_entries() -> None:
     update = seen.vmsa_updates[0]
     assert after(seen.vcpu_creations, update) == []
     assert len(after(seen.runs, update)) == 2
+
+
+def test_commands_to_the_device_are_named() -> None:
+    """A command on /dev/sev goes by its name, and what the platform answered is decoded."""
+    status = sev.SEV_USER_DATA_STATUS.encode(api_major=1, build=24)
+    known = ioctl(sev.SEV_ISSUE_CMD, kind="sev", vm=None, issue={"cmd": 1, "out": status.hex()})
+    seen = timeline([known, ioctl(sev.SEV_ISSUE_CMD, kind="sev", vm=None, issue={"cmd": 99})])
+    assert names(seen.events) == ["SEV_PLATFORM_STATUS", "SEV_ISSUE_CMD 99 (unknown)"]
+    assert seen.events[0].issue is not None
+    assert seen.events[0].issue["status"]["build"] == 24
 
 
 def test_register_writes_after_the_update() -> None:
