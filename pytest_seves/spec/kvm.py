@@ -216,9 +216,7 @@ REGS = Layout(
 
 SEGMENT_NAMES = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 
-SREGS = Layout(
-    "kvm_sregs",
-    312,
+_SREGS = (
     *(Field(name, 24 * index, SEGMENT) for index, name in enumerate(SEGMENT_NAMES)),
     Field("gdt", 192, DTABLE),
     Field("idt", 208, DTABLE),
@@ -229,25 +227,10 @@ SREGS = Layout(
     Field("cr8", 256, "Q"),
     Field("efer", 264, "Q"),
     Field("apic_base", 272, "Q"),
-    Field("interrupt_bitmap", 280, "4Q"),
 )
 
-SREGS2 = Layout(
-    "kvm_sregs2",
-    320,
-    *(Field(name, 24 * index, SEGMENT) for index, name in enumerate(SEGMENT_NAMES)),
-    Field("gdt", 192, DTABLE),
-    Field("idt", 208, DTABLE),
-    Field("cr0", 224, "Q"),
-    Field("cr2", 232, "Q"),
-    Field("cr3", 240, "Q"),
-    Field("cr4", 248, "Q"),
-    Field("cr8", 256, "Q"),
-    Field("efer", 264, "Q"),
-    Field("apic_base", 272, "Q"),
-    Field("flags", 280, "Q"),
-    Field("pdptrs", 288, "4Q"),
-)
+SREGS = Layout("kvm_sregs", 312, *_SREGS, Field("interrupt_bitmap", 280, "4Q"))
+SREGS2 = Layout("kvm_sregs2", 320, *_SREGS, Field("flags", 280, "Q"), Field("pdptrs", 288, "4Q"))
 
 DEBUGREGS = Layout(
     "kvm_debugregs",
