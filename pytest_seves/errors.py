@@ -7,6 +7,7 @@
     +-- InventoryError        a lab file is wrong
     +-- UsageError            an option is wrong
     +-- Undecided             the evidence does not reach the point that a requirement speaks of
+    +-- Unsupported           the host or the VMM cannot do what was asked: a skip that names it
     +-- RigError              our side is broken: never a verdict about the product
         +-- EvidenceError         recorded evidence is malformed or truncated
         +-- FirmwareImageError    a firmware file cannot be read or parsed
@@ -21,6 +22,7 @@
 
 from __future__ import annotations
 
+import unittest
 from typing import Any
 
 
@@ -50,6 +52,13 @@ class Undecided(SevesError):
     """The launch ended before the point that the requirement speaks of.
 
     Not a verdict, and never green: the test fails and is shown as undecided.
+    """
+
+
+class Unsupported(SevesError, unittest.SkipTest):
+    """The host or the VMM lacks a capability that the test needs.
+
+    Test runners show it as a skip: that is what :class:`unittest.SkipTest` is for.
     """
 
 

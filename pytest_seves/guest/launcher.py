@@ -8,11 +8,13 @@ import hashlib
 import json
 import zlib
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_seves.errors import RigError
+from pytest_seves.errors import RigError, Unsupported
 from pytest_seves.evidence.launch import Launch
+from pytest_seves.spec import kvm
 
 from . import qemu
 from .defects import chosen_defects
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_seves.host.target import Target
 
 _PUT_TIMEOUT_S = 60.0
+_PROBE_S = 20.0
 
 
 class Launcher:
@@ -81,6 +84,10 @@ class Launcher:
     def _launch(self, spec: GuestSpec) -> Launch:
         target = self._target
         target.require_ready()
+        if spec.init_path == "INIT2" and not (target.facts.vm_types or 0) >> kvm.KVM_X86_SEV_ES_VM & 1:
+            raise Unsupported(
+                f"{target.name}: this kernel has no KVM_SEV_INIT2: KVM_CAP_VM_TYPES has no SEV-ES VM"
+            )
         heeded = tuple(option for option in spec.machine_options if option[0] not in self._ignored)
         argv = qemu.arguments(
             replace(spec, machine_options=heeded),
@@ -88,6 +95,7 @@ class Launcher:
             firmware=target.facts.firmware.path or "",
             cbit=target.facts.cbitpos or 0,
             reduced_phys_bits=target.facts.reduced_phys_bits,
+            properties=self._properties,
         )
         rules = (*fault_rules(spec.faults), *self._rules)
         self.launched += 1
@@ -95,6 +103,13 @@ class Launcher:
         if self._artifacts:
             self._archive(launch, spec)
         return launch
+
+    @cached_property
+    def _properties(self) -> frozenset[str]:
+        """What the VMM's sev-guest object can be told: probed, never concluded from a version."""
+        argv = [self._target.entry.vmm.binary, *qemu.LIST_PROPERTIES]
+        told = self._target.client.call("exec", {"argv": argv, "timeout_s": _PROBE_S, "limit": 1 << 16})
+        return qemu.sev_guest_properties(base64.b64decode(told["stdout"]).decode(errors="replace"))
 
     def _archive(self, launch: Launch, spec: GuestSpec) -> None:
         assert self._artifacts is not None

@@ -7,6 +7,8 @@ every option used by default exists since 6.0.
 
 from __future__ import annotations
 
+from pytest_seves.errors import Unsupported
+
 from .spec import GuestSpec
 
 #: Descriptors that the agent hands to the VMM: connected UNIX sockets.
@@ -17,19 +19,27 @@ _LEGACY_VM_TYPE = {"ES_INIT": "on", "INIT2": "off"}
 
 
 def arguments(
-    spec: GuestSpec, *, binary: str, firmware: str, cbit: int, reduced_phys_bits: int
+    spec: GuestSpec,
+    *,
+    binary: str,
+    firmware: str,
+    cbit: int,
+    reduced_phys_bits: int,
+    properties: frozenset[str] = frozenset(),
 ) -> tuple[str, ...]:
     """The whole argument vector; pure.
 
     :param firmware: path on the host, used where the spec names none.
     :param cbit: position of the C-bit as the host's CPUID 0x8000001F EBX[5:0] tells.
     :param reduced_phys_bits: CPUID 0x8000001F EBX[11:6]; QEMU wants at least 1.
+    :param properties: those of the VMM's sev-guest object (:func:`sev_guest_properties`).
+    :raise Unsupported: the VMM has no way to do what the spec asks for.
     """
     machine = [spec.machine, "accel=kvm", *(f"{name}={value}" for name, value in spec.machine_options)]
     secret: list[str] = []
     if spec.policy is not None:
         machine.append("confidential-guest-support=sev0")
-        secret = ["-object", _sev_guest(spec, cbit, reduced_phys_bits)]
+        secret = ["-object", _sev_guest(spec, cbit, reduced_phys_bits, properties)]
     return (
         binary,
         "-nodefaults",
@@ -48,7 +58,17 @@ def arguments(
     )
 
 
-def _sev_guest(spec: GuestSpec, cbit: int, reduced_phys_bits: int) -> str:
+#: Arguments that make the VMM list the properties of its sev-guest object.
+LIST_PROPERTIES = ("-object", "sev-guest,help")
+
+
+def sev_guest_properties(listing: str) -> frozenset[str]:
+    """Names out of what :data:`LIST_PROPERTIES` prints: lines of ``  name=<type> - text``."""
+    words = (line.strip().partition("=")[0] for line in listing.splitlines() if "=" in line)
+    return frozenset(word for word in words if word.replace("-", "").isalnum())
+
+
+def _sev_guest(spec: GuestSpec, cbit: int, reduced_phys_bits: int, properties: frozenset[str]) -> str:
     options = [
         "sev-guest",
         "id=sev0",
@@ -59,8 +79,10 @@ def _sev_guest(spec: GuestSpec, cbit: int, reduced_phys_bits: int) -> str:
     if spec.session:
         options.append(f"dh-cert-file={_escaped(spec.session.dh_cert)}")
         options.append(f"session-file={_escaped(spec.session.session)}")
-    if spec.init_path:
+    if spec.init_path and "legacy-vm-type" in properties:
         options.append(f"legacy-vm-type={_LEGACY_VM_TYPE[spec.init_path]}")
+    elif spec.init_path == "INIT2":
+        raise Unsupported("this VMM has no KVM_SEV_INIT2: its sev-guest has no legacy-vm-type (QEMU 9.1 has)")
     return ",".join(options)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import unittest
 import zlib
 from typing import TYPE_CHECKING
 
@@ -135,3 +136,9 @@ def test_the_recording_survives_daemonize_and_sandbox(target: Target) -> None:
     assert plain.timeline.stage == Stage.RUNNING
     forked = Launcher(target)(policy=None, extra=["-daemonize"])
     assert forked.timeline.stage == Stage.RUNNING
+
+
+def test_an_init_path_that_the_host_lacks(target: Target) -> None:
+    """A kernel without KVM_SEV_INIT2 is a missing capability, which test runners skip."""
+    with pytest.raises(unittest.SkipTest, match="this kernel has no KVM_SEV_INIT2"):
+        Launcher(target)(init_path="INIT2")

@@ -10,10 +10,16 @@ from typing import Any
 
 import pytest
 
-from pytest_seves.guest.qemu import arguments
+from pytest_seves.errors import Unsupported
+from pytest_seves.guest.qemu import arguments, sev_guest_properties
 from pytest_seves.guest.spec import GuestSpec, OwnerSession
 
+LISTING = """sev-guest options:
+  cbitpos=<uint32>
+  legacy-vm-type=<OnOffAuto> - use legacy VM type
+"""
 HOST: dict[str, Any] = {
+    "properties": sev_guest_properties(LISTING),
     "binary": "/usr/bin/qemu-system-x86_64",
     "firmware": "/usr/share/ovmf/OVMF.fd",
     "cbit": 51,
@@ -42,6 +48,14 @@ def test_a_guest_without_encryption() -> None:
     """No policy: no sev-guest object and no confidential-guest-support."""
     assert "sev" not in line(policy=None)
     assert "-machine q35,accel=kvm -cpu" in line(policy=None)
+
+
+def test_an_old_vmm_has_one_init_path() -> None:
+    """Without legacy-vm-type, ES_INIT is what the VMM does anyway, and INIT2 is what it cannot do."""
+    old = {**HOST, "properties": sev_guest_properties("sev-guest options:\n  cbitpos=<uint32>\n")}
+    assert "legacy-vm-type" not in " ".join(arguments(GuestSpec(init_path="ES_INIT"), **old))
+    with pytest.raises(Unsupported, match="has no legacy-vm-type"):
+        arguments(GuestSpec(init_path="INIT2"), **old)
 
 
 @pytest.mark.parametrize(
