@@ -36,6 +36,8 @@ class Defect:
     rules: tuple[Rule, ...] = ()
     #: Machine options that the VMM takes and then ignores.
     ignores: frozenset[str] = frozenset()
+    #: True for a VMM that boots its usual firmware, whichever it was told to.
+    ignores_firmware: bool = False
 
 
 def _policy_bits(name: str, value: int, mask: int, after: str | None = None) -> Rule:
@@ -147,6 +149,12 @@ _ALL = (
         ignores=frozenset({"kernel-irqchip"}),
     ),
     Defect(
+        "firmware-ignored",
+        "boots its usual firmware whichever it was told to",
+        frozenset({"AP-BOOT-6", "AP-BOOT-7", "AP-BOOT-8", "AP-BOOT-9"}),
+        ignores_firmware=True,
+    ),
+    Defect(
         "irqchip-refused",
         "cannot create the in-kernel irqchip",
         frozenset({"IRQCHIP-3", "SMM-5", "POLICY-1"}),
@@ -233,7 +241,7 @@ _ALL = (
     Defect(
         "ap-reset-vector-wrong",
         "starts the first AP at the BSP's reset vector",
-        frozenset({"AP-BOOT-1", "VMSA-5"}),
+        frozenset({"AP-BOOT-1", "AP-BOOT-9", "VMSA-5"}),
         (
             _register("ap-reset-vector-wrong", kvm.KVM_SET_SREGS, kvm.SREGS, "cs", 0xFFFF0000, vcpu=1),
             _register("ap-reset-vector-wrong-2", kvm.KVM_SET_SREGS2, kvm.SREGS2, "cs", 0xFFFF0000, vcpu=1),

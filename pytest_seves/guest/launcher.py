@@ -43,6 +43,8 @@ class Launcher:
         chosen = chosen_defects(defects)
         self._rules = tuple(rule for defect in chosen for rule in defect.rules)
         self._ignored = frozenset(name for defect in chosen for name in defect.ignores)
+        self._ignores_firmware = any(defect.ignores_firmware for defect in chosen)
+        self._files: dict[tuple[str, str], str] = {}
         self._artifacts = artifacts
         self._kept: dict[GuestSpec, Launch | RigError] = {}
         #: Guests launched, and times one was asked for.
@@ -69,12 +71,12 @@ class Launcher:
 
     def put(self, name: str, content: bytes) -> str:
         """Put a file on the host for guests to use; returns its path there. It is gone when the run ends."""
-        request = {
-            "name": name,
-            "data_b64": base64.b64encode(content).decode(),
-            "sha256": hashlib.sha256(content).hexdigest(),
-        }
-        return str(self._target.client.call("file.put", request, timeout_s=_PUT_TIMEOUT_S)["path"])
+        key = (name, hashlib.sha256(content).hexdigest())
+        if key not in self._files:
+            request = {"name": name, "data_b64": base64.b64encode(content).decode(), "sha256": key[1]}
+            told = self._target.client.call("file.put", request, timeout_s=_PUT_TIMEOUT_S)
+            self._files[key] = str(told["path"])
+        return self._files[key]
 
     @property
     def target(self) -> Target:
@@ -90,7 +92,7 @@ class Launcher:
             )
         heeded = tuple(option for option in spec.machine_options if option[0] not in self._ignored)
         argv = qemu.arguments(
-            replace(spec, machine_options=heeded),
+            replace(spec, machine_options=heeded, firmware=None if self._ignores_firmware else spec.firmware),
             binary=target.entry.vmm.binary,
             firmware=target.facts.firmware.path or "",
             cbit=target.facts.cbitpos or 0,

@@ -47,7 +47,7 @@ class KnownDefect:
     :param requirement: the requirement it breaks.
     :param vmm: name of the VMM.
     :param since: first affected version, as numbers.
-    :param before: first version without it.
+    :param before: first version without it, None while no such version is known.
     :param reference: where it is described or was mended.
     :param test: part of the test's name, to narrow it down; empty for every test of the requirement.
     """
@@ -55,9 +55,9 @@ class KnownDefect:
     requirement: str
     vmm: str
     since: Version
-    before: Version
     what: str
     reference: str
+    before: Version | None = None
     test: str = ""
 
     def affects(self, requirement: str, test: str, vmm: str, version: Version) -> bool:
@@ -66,7 +66,8 @@ class KnownDefect:
             requirement == self.requirement
             and self.test in test
             and vmm == self.vmm
-            and self.since <= version < self.before
+            and self.since <= version
+            and (self.before is None or version < self.before)
         )
 
 

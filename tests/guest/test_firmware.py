@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,67 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     """The path and the system's reason are in the error."""
     with pytest.raises(FirmwareImageError, match=r"absent\.fd: wanted a firmware image; got: No such file"):
         firmware.parse_file(tmp_path / "absent.fd")
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    """It is no image, and the error names it."""
+    path = tmp_path / "empty.fd"
+    path.touch()
+    with pytest.raises(
+        FirmwareImageError, match=r"empty\.fd: .* wanted an image of at least 50 bytes; got 0"
+    ):
+        firmware.parse_file(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (Path.mkdir, "d"),
+        (os.mkfifo, "p"),
+        (lambda path: path.symlink_to("/dev/zero"), "c"),
+    ],
+    ids=["directory", "pipe that nobody writes to", "device without an end"],
+)
+def test_what_is_no_regular_file_is_refused(
+    tmp_path: Path, make: Callable[[Path], object], kind: str
+) -> None:
+    """At once, and the error says what it is."""
+    path = tmp_path / "x.fd"
+    make(path)
+    with pytest.raises(FirmwareImageError, match=rf"x\.fd: .* got no regular file, but {kind}"):
+        firmware.parse_file(path)
+
+
+def test_a_name_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    """With the reason of the system: a link to itself, a file in the place of a directory."""
+    loop = tmp_path / "loop.fd"
+    loop.symlink_to(loop)
+    with pytest.raises(FirmwareImageError, match="Too many levels of symbolic links"):
+        firmware.parse_file(loop)
+    (tmp_path / "file").touch()
+    with pytest.raises(FirmwareImageError, match="Not a directory"):
+        firmware.parse_file(tmp_path / "file" / "x.fd")
+
+
+def test_of_a_huge_file_only_the_end_is_read(tmp_path: Path) -> None:
+    """A terabyte, of which nearly all is a hole."""
+    path = tmp_path / "huge.fd"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(-SIZE, os.SEEK_END)
+        file.write(image(METADATA, RESET))
+    table = firmware.parse_file(path)
+    assert (table.size, table.reset_address, table.sev_metadata_offset) == (1 << 40, 0x80B004, 0x52C)
+
+
+def test_the_longest_table_is_read_from_a_file(tmp_path: Path) -> None:
+    """65535 bytes, as many as its length can say."""
+    longest = entry(uuid.UUID(int=7), bytes(0xFFFF - 2 * 18 - len(RESET)))
+    path = tmp_path / "longest.fd"
+    path.write_bytes(image(longest, RESET, size=0x20000))
+    table = firmware.parse_file(path)
+    assert sum(len(found.data) + 18 for found in table.entries) + 18 == 0xFFFF
+    assert table == parse(path.read_bytes())
 
 
 _GUIDS = st.sampled_from([value for value in vars(ovmf).values() if isinstance(value, uuid.UUID)])

@@ -82,7 +82,7 @@ def test_a_known_defect_covers_its_versions_and_tests(
     test: str, version: tuple[int, ...], affected: bool
 ) -> None:
     """A known defect is expected in the versions that have it, and in no other."""
-    known = KnownDefect("INIT-5", "qemu", (6, 0), (9, 1), "w", "r", "platform-without-es")
+    known = KnownDefect("INIT-5", "qemu", (6, 0), "w", "r", (9, 1), "platform-without-es")
     assert known.affects("INIT-5", test, "qemu", version) is affected
     assert not known.affects("INIT-1", test, "qemu", version)
     assert not known.affects("INIT-5", test, "other", version)
