@@ -20,6 +20,7 @@ _MCE_CAPABILITIES = 0x0100_010A  # 10 banks, MCG_CTL_P, SER_P: kvm_mce_cap_suppo
 MMAP_SIZE = 3 * 4096  # kvm_run, port I/O data, coalesced MMIO ring
 _DEVICE_ATTRIBUTE = struct.Struct("<IIQQ")  # flags, group, attr, addr
 _XCOMP_GUEST_SUPP = (0, 0)
+_VMSA_FEATURES = (kvm.KVM_X86_GRP_SEV, kvm.KVM_X86_SEV_VMSA_FEATURES)
 _SUPPORTED_XCR0 = 0x207  # x87, SSE, AVX, PKRU
 _CPUID_ENTRY = struct.Struct("<10I")
 
@@ -52,14 +53,13 @@ class SystemDevice:
 
     def create_vm(self, call: Call) -> None:
         """KVM_CREATE_VM. Types other than the default one need a bit in KVM_CAP_VM_TYPES."""
-        types = self._supervisor.profile.capabilities.get(kvm.KVM_CAP_VM_TYPES, 1 << kvm.KVM_X86_DEFAULT_VM)
-        if call.argument > 63 or not types >> call.argument & 1:
+        if call.argument > 31 or not self._supervisor.profile.vm_types >> call.argument & 1:
             raise Refusal(errno.EINVAL)
-        self._supervisor.grant(call.identifier, Vm(self._supervisor))
+        self._supervisor.grant(call.identifier, Vm(self._supervisor, call.argument))
 
     def check_extension(self, call: Call) -> int:
         """KVM_CHECK_EXTENSION, for the system as a whole."""
-        return self._supervisor.profile.capabilities.get(call.argument, 0)
+        return self._supervisor.profile.capability(call.argument)
 
     def mmap_size(self, call: Call) -> int:
         """KVM_GET_VCPU_MMAP_SIZE."""
@@ -105,17 +105,24 @@ class SystemDevice:
         return 0
 
     def has_device_attribute(self, call: Call) -> int:
-        """KVM_HAS_DEVICE_ATTR: only the guest's XSAVE components; the SEV group came with Linux 6.10."""
+        """KVM_HAS_DEVICE_ATTR: the guest's XSAVE components; the SEV group came with Linux 6.10."""
         group, attribute, _ = self._attribute(call)
-        return 0 if (group, attribute) == _XCOMP_GUEST_SUPP else -errno.ENXIO
+        return 0 if (group, attribute) in self._attributes else -errno.ENXIO
 
     def get_device_attribute(self, call: Call) -> int:
         """KVM_GET_DEVICE_ATTR."""
         group, attribute, address = self._attribute(call)
-        if (group, attribute) != _XCOMP_GUEST_SUPP:
+        value = self._attributes.get((group, attribute))
+        if value is None:
             return -errno.ENXIO
-        self._supervisor.memory.write(address, struct.pack("<Q", _SUPPORTED_XCR0))
+        self._supervisor.memory.write(address, struct.pack("<Q", value))
         return 0
+
+    @property
+    def _attributes(self) -> dict[tuple[int, int], int]:
+        profile = self._supervisor.profile
+        features = {_VMSA_FEATURES: profile.vmsa_features} if profile.init2 else {}
+        return {_XCOMP_GUEST_SUPP: _SUPPORTED_XCR0, **features}
 
     def _attribute(self, call: Call) -> tuple[int, int, int]:
         raw = self._supervisor.memory.read(call.argument, _DEVICE_ATTRIBUTE.size)

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from ..spec import kvm
-from . import vcpu_reset
+from . import vcpu_fpu, vcpu_msrs, vcpu_reset
 from .long_mode import valid_sregs
+from .vcpu_fpu import FpuState
 
 if TYPE_CHECKING:
     from .kvm_vm import Vm
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _RUN_IMMEDIATE_EXIT = 1
 _RUN_EXIT_REASON = 8
 _RUN_HARDWARE = 32
+_RUN_SYNC_REGS = 288  # kvm_valid_regs, kvm_dirty_regs
 _EXIT_FAIL_ENTRY = 9
 _EXIT_INTR = 10
 _SVM_EXIT_ERR = (1 << 64) - 1
@@ -52,14 +54,13 @@ class Vcpu:
         self.sregs = vcpu_reset.sregs(bootstrap=identifier == 0)
         self.debugregs = vcpu_reset.DEBUGREGS
         self.xcrs = vcpu_reset.XCRS
-        self.xsave = vcpu_reset.XSAVE
-        self.fpu = vcpu_reset.FPU
+        self.fpu = FpuState()
         self.msrs: dict[int, int] = dict(vcpu_reset.MSRS)
         self.mp_state = 0 if identifier == 0 or not vm.in_kernel_lapic else 1
-        self._memory = vm.supervisor.memory
-        self._profile = vm.supervisor.profile
-        self._cpuid = b""
-        self._tsc_khz = self._profile.tsc_khz
+        self.memory = vm.supervisor.memory
+        self.profile = vm.supervisor.profile
+        self.cpuid = b""
+        self._tsc_khz = self.profile.tsc_khz
         self._state: dict[int, bytes] = {}
 
     def closed(self) -> None:
@@ -69,6 +70,11 @@ class Vcpu:
     def protected(self) -> bool:
         """guest_state_protected."""
         return self.vmsa is not None
+
+    @property
+    def sealed(self) -> bool:
+        """Protected, and of a VM type for which KVM refuses to touch such state."""
+        return self.protected and self.vm.has_protected_state
 
     @property
     def dr7(self) -> int:
@@ -85,15 +91,26 @@ class Vcpu:
     def enter(self, call: Call) -> int | None:
         """KVM_RUN."""
         self.vm.supervisor.vcpu_of_thread[call.thread] = self
+        valid, dirty = struct.unpack_from("<QQ", self.run, _RUN_SYNC_REGS)
+        if (valid | dirty) & ~self._sync_regs:
+            return -errno.EINVAL
         if self.run[_RUN_IMMEDIATE_EXIT]:
             self.interrupted()
             return -errno.EINTR
+        if self.vm.need_init:
+            return -errno.EINVAL
         if self.vm.es and not self.protected:
             self._write_run(_RUN_EXIT_REASON, "<I", _EXIT_FAIL_ENTRY)
             self._write_run(_RUN_HARDWARE, "<QI", _SVM_EXIT_ERR, 0)
             return 0
         self.vm.supervisor.park(call, self)
         return None
+
+    @property
+    def _sync_regs(self) -> int:
+        """kvm_sync_valid_fields()."""
+        hidden = self.vm.has_protected_state
+        return 0 if hidden else self.profile.capability(kvm.KVM_CAP_SYNC_REGS)
 
     def interrupted(self) -> None:
         """KVM_RUN ends with EINTR."""
@@ -110,22 +127,22 @@ class Vcpu:
 
     def get_regs(self, call: Call) -> int:
         """KVM_GET_REGS; of a protected vCPU KVM's shadow, which only VMGEXITs change."""
-        self._memory.write(call.argument, self.regs)
+        self.memory.write(call.argument, self.regs)
         return 0
 
     def set_regs(self, call: Call) -> int:
         """KVM_SET_REGS."""
-        self.regs = self._memory.read(call.argument, call.size)
+        self.regs = self.memory.read(call.argument, call.size)
         return 0
 
     def get_sregs(self, call: Call) -> int:
         """KVM_GET_SREGS: of a protected vCPU only CR0, CR4, CR8, EFER and APIC base are known."""
-        self._memory.write(call.argument, self._visible_sregs())
+        self.memory.write(call.argument, self._visible_sregs())
         return 0
 
     def get_sregs2(self, call: Call) -> int:
         """KVM_GET_SREGS2."""
-        self._memory.write(call.argument, self._visible_sregs()[: _CONTROL.stop].ljust(call.size, b"\0"))
+        self.memory.write(call.argument, self._visible_sregs()[: _CONTROL.stop].ljust(call.size, b"\0"))
         return 0
 
     def _visible_sregs(self) -> bytes:
@@ -138,11 +155,11 @@ class Vcpu:
 
     def set_sregs(self, call: Call) -> int:
         """KVM_SET_SREGS: of a protected vCPU checked, then ignored but for the APIC base."""
-        return self._set_sregs(self._memory.read(call.argument, call.size))
+        return self._set_sregs(self.memory.read(call.argument, call.size))
 
     def set_sregs2(self, call: Call) -> int:
         """KVM_SET_SREGS2."""
-        raw = self._memory.read(call.argument, call.size)
+        raw = self.memory.read(call.argument, call.size)
         flags = struct.unpack_from("<Q", raw, _CONTROL.stop)[0]
         if flags & ~_SREGS2_FLAG_PDPTRS or (flags and self.protected):
             return -errno.EINVAL
@@ -160,12 +177,12 @@ class Vcpu:
 
     def get_debugregs(self, call: Call) -> int:
         """KVM_GET_DEBUGREGS."""
-        self._memory.write(call.argument, self.debugregs)
+        self.memory.write(call.argument, self.debugregs)
         return 0
 
     def set_debugregs(self, call: Call) -> int:
         """KVM_SET_DEBUGREGS."""
-        raw = self._memory.read(call.argument, call.size)
+        raw = self.memory.read(call.argument, call.size)
         fields = kvm.DEBUGREGS.decode(raw)
         if fields["flags"] or fields["dr6"] >> 32 or fields["dr7"] >> 32:
             return -errno.EINVAL
@@ -174,96 +191,39 @@ class Vcpu:
 
     def get_xcrs(self, call: Call) -> int:
         """KVM_GET_XCRS."""
-        self._memory.write(call.argument, self.xcrs)
+        self.memory.write(call.argument, self.xcrs)
         return 0
 
     def set_xcrs(self, call: Call) -> int:
         """KVM_SET_XCRS."""
-        raw = self._memory.read(call.argument, call.size)
+        raw = self.memory.read(call.argument, call.size)
         count, flags = struct.unpack_from("<II", raw)
         if count > 16 or flags:
             return -errno.EINVAL
         self.xcrs = raw
         return 0
 
-    # FPU: out of reach for an ES vCPU (fpstate_is_confidential), but no error on this VM type
-
-    @property
-    def _fpu_hidden(self) -> bool:
-        return self.vm.es and (self.protected or self._profile.fpu_protected_at_creation)
-
-    def get_fpu(self, call: Call) -> int:
-        """KVM_GET_FPU."""
-        self._memory.write(call.argument, bytes(call.size) if self._fpu_hidden else self.fpu)
-        return 0
-
-    def set_fpu(self, call: Call) -> int:
-        """KVM_SET_FPU."""
-        raw = self._memory.read(call.argument, call.size)
-        if not self._fpu_hidden:
-            self.fpu = raw
-        return 0
-
-    def get_xsave(self, call: Call) -> int:
-        """KVM_GET_XSAVE and KVM_GET_XSAVE2."""
-        self._memory.write(call.argument, bytes(call.size) if self._fpu_hidden else self.xsave)
-        return 0
-
-    def set_xsave(self, call: Call) -> int:
-        """KVM_SET_XSAVE."""
-        raw = self._memory.read(call.argument, call.size)
-        if not self._fpu_hidden:
-            self.xsave = raw
-        return 0
-
-    # MSRs
-
-    def get_msrs(self, call: Call) -> int:
-        """KVM_GET_MSRS: how many entries were read, up to the first unknown register."""
-        entries = self._known_msrs(call)
-        out = b"".join(struct.pack("<IIQ", index, 0, self.msrs.get(index, 0)) for index, _, _ in entries)
-        if out:
-            self._memory.write(call.argument + kvm.MSRS.size, out)
-        return len(entries)
-
-    def set_msrs(self, call: Call) -> int:
-        """KVM_SET_MSRS: how many entries were written, up to the first unknown register."""
-        entries = self._known_msrs(call)
-        for index, _, value in entries:
-            self.msrs[index] = value
-        return len(entries)
-
-    def _known_msrs(self, call: Call) -> list[tuple[int, int, int]]:
-        (count,) = struct.unpack("<I", self._memory.read(call.argument, 4))
-        raw = self._memory.read(call.argument + kvm.MSRS.size, count * kvm.MSR_ENTRY.size) if count else b""
-        entries: list[tuple[int, int, int]] = []
-        for entry in struct.iter_unpack("<IIQ", raw):
-            if not self._profile.knows_msr(entry[0]):
-                break
-            entries.append(entry)
-        return entries
-
     # CPUID, TSC, interrupts, debugging
 
     def set_cpuid2(self, call: Call) -> int:
         """KVM_SET_CPUID2."""
-        (count,) = struct.unpack("<I", self._memory.read(call.argument, 4))
+        (count,) = struct.unpack("<I", self.memory.read(call.argument, 4))
         if count > 256:
             return -errno.E2BIG
-        self._cpuid = self._memory.read(call.argument, 8 + 40 * count)
+        self.cpuid = self.memory.read(call.argument, 8 + 40 * count)
         return 0
 
     def get_cpuid2(self, call: Call) -> int:
         """KVM_GET_CPUID2."""
-        (room,) = struct.unpack("<I", self._memory.read(call.argument, 4))
-        if room * 40 < len(self._cpuid) - 8:
+        (room,) = struct.unpack("<I", self.memory.read(call.argument, 4))
+        if room * 40 < len(self.cpuid) - 8:
             return -errno.E2BIG
-        self._memory.write(call.argument, self._cpuid or bytes(8))
+        self.memory.write(call.argument, self.cpuid or bytes(8))
         return 0
 
     def set_tsc_khz(self, call: Call) -> int:
         """KVM_SET_TSC_KHZ."""
-        self._tsc_khz = call.argument or self._profile.tsc_khz
+        self._tsc_khz = call.argument or self.profile.tsc_khz
         return 0
 
     def get_tsc_khz(self, _: Call) -> int:
@@ -272,7 +232,7 @@ class Vcpu:
 
     def set_guest_debug(self, call: Call) -> int:
         """KVM_SET_GUEST_DEBUG: not on a protected vCPU."""
-        control = struct.unpack_from("<I", self._memory.read(call.argument, call.size))[0]
+        control = struct.unpack_from("<I", self.memory.read(call.argument, call.size))[0]
         if self.protected:
             return -errno.EINVAL
         self.guest_debug = bool(control & 1)
@@ -280,16 +240,16 @@ class Vcpu:
 
     def smi(self, _: Call) -> int:
         """KVM_SMI."""
-        return 0 if not self.vm.es or self._profile.smi_on_es else -errno.ENOTTY
+        return 0 if not self.vm.es or self.profile.smi_on_es else -errno.ENOTTY
 
     def get_mp_state(self, call: Call) -> int:
         """KVM_GET_MP_STATE."""
-        self._memory.write(call.argument, struct.pack("<I", self.mp_state))
+        self.memory.write(call.argument, struct.pack("<I", self.mp_state))
         return 0
 
     def set_mp_state(self, call: Call) -> int:
         """KVM_SET_MP_STATE: other states than runnable need the in-kernel LAPIC."""
-        (state,) = struct.unpack("<I", self._memory.read(call.argument, 4))
+        (state,) = struct.unpack("<I", self.memory.read(call.argument, 4))
         if state and not self.vm.in_kernel_lapic:
             return -errno.EINVAL
         self.mp_state = state
@@ -297,8 +257,8 @@ class Vcpu:
 
     def enable_capability(self, call: Call) -> int:
         """KVM_ENABLE_CAP on a vCPU."""
-        fields = kvm.ENABLE_CAP.decode(self._memory.read(call.argument, kvm.ENABLE_CAP.size))
-        return 0 if self._profile.capabilities.get(fields["cap"]) else -errno.EINVAL
+        fields = kvm.ENABLE_CAP.decode(self.memory.read(call.argument, kvm.ENABLE_CAP.size))
+        return 0 if self.profile.capabilities.get(fields["cap"]) else -errno.EINVAL
 
     def needs_lapic(self, call: Call) -> int:
         """KVM_SET_LAPIC, kept as given."""
@@ -311,53 +271,62 @@ class Vcpu:
         if not self.vm.in_kernel_lapic:
             return -errno.EINVAL
         lapic = self._state.get(kvm.KVM_SET_LAPIC) or vcpu_reset.lapic(self.identifier)
-        self._memory.write(call.argument, lapic)
+        self.memory.write(call.argument, lapic)
         return 0
 
     def keep(self, call: Call) -> int:
         """Keep the argument structure for the request that reads it back."""
-        self._state[call.request] = self._memory.read(call.argument, call.size) if call.size else b""
+        self._state[call.request] = self.memory.read(call.argument, call.size) if call.size else b""
         return 0
 
     def get_events(self, call: Call) -> int:
         """KVM_GET_VCPU_EVENTS."""
-        self._memory.write(call.argument, self._state.get(kvm.KVM_SET_VCPU_EVENTS, bytes(call.size)))
+        self.memory.write(call.argument, self._state.get(kvm.KVM_SET_VCPU_EVENTS, bytes(call.size)))
         return 0
 
     def get_nested_state(self, call: Call) -> int:
         """KVM_GET_NESTED_STATE: format SVM, not in guest mode: the header alone."""
-        _, _, room = struct.unpack("<HHI", self._memory.read(call.argument, 8))
+        _, _, room = struct.unpack("<HHI", self.memory.read(call.argument, 8))
         if room < 128:
             return -errno.E2BIG
-        self._memory.write(call.argument, struct.pack("<HHI", 0x100, 1, 128).ljust(128, b"\0"))
+        self.memory.write(call.argument, struct.pack("<HHI", 0x100, 1, 128).ljust(128, b"\0"))
         return 0
 
     def accept(self, call: Call) -> int:
         """Requests whose effect needs an executing guest."""
         if call.size:
-            self._memory.read(call.argument, call.size)
+            self.memory.read(call.argument, call.size)
         return 0
+
+
+def _unless_sealed(run: Callable[[Vcpu, Call], int]) -> Callable[[Vcpu, Call], int]:
+    """EINVAL on a vCPU whose state is protected, for the VM types that have_protected_state."""
+
+    def checked(vcpu: Vcpu, call: Call) -> int:
+        return -errno.EINVAL if vcpu.sealed else run(vcpu, call)
+
+    return checked
 
 
 Vcpu.requests = {
     kvm.KVM_RUN: Vcpu.enter,
-    kvm.KVM_GET_REGS: Vcpu.get_regs,
-    kvm.KVM_SET_REGS: Vcpu.set_regs,
-    kvm.KVM_GET_SREGS: Vcpu.get_sregs,
-    kvm.KVM_SET_SREGS: Vcpu.set_sregs,
-    kvm.KVM_GET_SREGS2: Vcpu.get_sregs2,
-    kvm.KVM_SET_SREGS2: Vcpu.set_sregs2,
-    kvm.KVM_GET_DEBUGREGS: Vcpu.get_debugregs,
-    kvm.KVM_SET_DEBUGREGS: Vcpu.set_debugregs,
-    kvm.KVM_GET_XCRS: Vcpu.get_xcrs,
-    kvm.KVM_SET_XCRS: Vcpu.set_xcrs,
-    kvm.KVM_GET_FPU: Vcpu.get_fpu,
-    kvm.KVM_SET_FPU: Vcpu.set_fpu,
-    kvm.KVM_GET_XSAVE: Vcpu.get_xsave,
-    kvm.KVM_GET_XSAVE2: Vcpu.get_xsave,
-    kvm.KVM_SET_XSAVE: Vcpu.set_xsave,
-    kvm.KVM_GET_MSRS: Vcpu.get_msrs,
-    kvm.KVM_SET_MSRS: Vcpu.set_msrs,
+    kvm.KVM_GET_REGS: _unless_sealed(Vcpu.get_regs),
+    kvm.KVM_SET_REGS: _unless_sealed(Vcpu.set_regs),
+    kvm.KVM_GET_SREGS: _unless_sealed(Vcpu.get_sregs),
+    kvm.KVM_SET_SREGS: _unless_sealed(Vcpu.set_sregs),
+    kvm.KVM_GET_SREGS2: _unless_sealed(Vcpu.get_sregs2),
+    kvm.KVM_SET_SREGS2: _unless_sealed(Vcpu.set_sregs2),
+    kvm.KVM_GET_DEBUGREGS: _unless_sealed(Vcpu.get_debugregs),
+    kvm.KVM_SET_DEBUGREGS: _unless_sealed(Vcpu.set_debugregs),
+    kvm.KVM_GET_XCRS: _unless_sealed(Vcpu.get_xcrs),
+    kvm.KVM_SET_XCRS: _unless_sealed(Vcpu.set_xcrs),
+    kvm.KVM_GET_FPU: _unless_sealed(vcpu_fpu.get_fpu),
+    kvm.KVM_SET_FPU: _unless_sealed(vcpu_fpu.set_fpu),
+    kvm.KVM_GET_XSAVE: _unless_sealed(vcpu_fpu.get_xsave),
+    kvm.KVM_GET_XSAVE2: _unless_sealed(vcpu_fpu.get_xsave),
+    kvm.KVM_SET_XSAVE: _unless_sealed(vcpu_fpu.set_xsave),
+    kvm.KVM_GET_MSRS: vcpu_msrs.get_msrs,
+    kvm.KVM_SET_MSRS: vcpu_msrs.set_msrs,
     kvm.KVM_SET_CPUID2: Vcpu.set_cpuid2,
     kvm.KVM_GET_CPUID2: Vcpu.get_cpuid2,
     kvm.KVM_SET_TSC_KHZ: Vcpu.set_tsc_khz,

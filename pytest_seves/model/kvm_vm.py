@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 _CHIP_SIZE = 512
 _CHIPS = 3  # PIC master, PIC slave, IOAPIC
 _CLOCK = struct.Struct("<QII Q Q 16x")
+_CAP_USER_MEMORY2 = 231
+_MEM_LOG_DIRTY_PAGES = 1 << 0
 _MEM_READONLY = 1 << 1
+_NOT_WITH_PROTECTED_STATE = (kvm.KVM_CAP_READONLY_MEM, kvm.KVM_CAP_SYNC_REGS)
 
 
 class Vm:
@@ -32,8 +35,9 @@ class Vm:
     requests: ClassVar[Mapping[int, Callable[..., int | None]]]
     unknown_errno: ClassVar[int] = errno.ENOTTY
 
-    def __init__(self, supervisor: GuestSupervisor) -> None:
+    def __init__(self, supervisor: GuestSupervisor, vm_type: int) -> None:
         self.supervisor = supervisor
+        self.vm_type = vm_type
         self.vcpus: dict[int, Vcpu] = {}
         self.sev: SevGuest | None = None
         self.slots: dict[int, tuple[int, int, int, int]] = {}
@@ -55,6 +59,16 @@ class Vm:
     def es(self) -> bool:
         """sev_es_guest(kvm): the ES init command has succeeded."""
         return self.sev is not None and self.sev.es
+
+    @property
+    def has_protected_state(self) -> bool:
+        """Of this VM type, KVM refuses what it cannot do on protected vCPUs."""
+        return self.vm_type == kvm.KVM_X86_SEV_ES_VM
+
+    @property
+    def need_init(self) -> bool:
+        """A SEV type before its KVM_SEV_INIT2."""
+        return self.vm_type != kvm.KVM_X86_DEFAULT_VM and self.sev is None
 
     # Creation
 
@@ -112,7 +126,9 @@ class Vm:
         """KVM_CHECK_EXTENSION: an ES guest has no SMM, as SMBASE cannot be emulated (5719455fbd95, 5.11)."""
         if call.argument == kvm.KVM_CAP_X86_SMM and self.es:
             return 0
-        return self.supervisor.profile.capabilities.get(call.argument, 0)
+        if call.argument in _NOT_WITH_PROTECTED_STATE and self.has_protected_state:
+            return 0
+        return self.supervisor.profile.capability(call.argument)
 
     # Memory
 
@@ -120,6 +136,9 @@ class Vm:
         """KVM_SET_USER_MEMORY_REGION; size 0 deletes the slot."""
         raw = self.supervisor.memory.read(call.argument, kvm.USERSPACE_MEMORY_REGION.size)
         slot, flags, gpa, size, address = struct.unpack("<IIQQQ", raw)
+        readonly = 0 if self.has_protected_state else _MEM_READONLY  # 66155de93bcf, 6.11
+        if flags & ~(_MEM_LOG_DIRTY_PAGES | readonly):
+            return -errno.EINVAL
         if size % 4096 or gpa % 4096 or address % 4096:
             return -errno.EINVAL
         if slot & 0xFFFF >= self.supervisor.profile.capabilities[kvm.KVM_CAP_NR_MEMSLOTS]:
@@ -133,6 +152,12 @@ class Vm:
                 return -errno.EEXIST
         self.slots[slot] = (gpa, size, address, flags)
         return 0
+
+    def set_memory_region2(self, call: Call) -> int:
+        """KVM_SET_USER_MEMORY_REGION2 (6.8): the same and guest_memfd, which no modelled VM type has."""
+        if not self.supervisor.profile.capability(_CAP_USER_MEMORY2):
+            return -self.unknown_errno
+        return self.set_memory_region(call)
 
     def dirty_log(self, call: Call) -> int:
         """KVM_GET_DIRTY_LOG: a guest that does not execute dirties nothing."""
@@ -167,9 +192,9 @@ class Vm:
         return 0
 
     def irq_line(self, call: Call) -> int:
-        """KVM_IRQ_LINE and KVM_IRQ_LINE_STATUS."""
+        """KVM_IRQ_LINE and KVM_IRQ_LINE_STATUS; with a split irqchip the routes lead to the LAPICs."""
         self.supervisor.memory.read(call.argument, 8)
-        if not self._irqchip:
+        if not self.in_kernel_lapic:
             return -errno.ENXIO
         if call.request == kvm.KVM_IRQ_LINE_STATUS:
             self.supervisor.memory.write(call.argument, struct.pack("<i", 1))
@@ -235,6 +260,7 @@ Vm.requests = {
     kvm.KVM_ENABLE_CAP: Vm.enable_capability,
     kvm.KVM_CHECK_EXTENSION: Vm.check_extension,
     kvm.KVM_SET_USER_MEMORY_REGION: Vm.set_memory_region,
+    kvm.KVM_SET_USER_MEMORY_REGION2: Vm.set_memory_region2,
     kvm.KVM_GET_DIRTY_LOG: Vm.dirty_log,
     kvm.KVM_GET_IRQCHIP: Vm.get_irqchip,
     kvm.KVM_SET_IRQCHIP: Vm.set_irqchip,

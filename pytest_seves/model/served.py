@@ -75,7 +75,11 @@ class ServedFiles:
 
     def _fixed(self) -> dict[bytes, str]:
         profile = self._profile
-        states = {"sev": "NY"[profile.sev_usable], "sev_es": "NY"[profile.es_usable]}
+        states = {
+            "sev": "NY"[profile.sev_usable],
+            "sev_es": "NY"[profile.es_usable],
+            "debug_swap": "NY"[bool(profile.vmsa_features)],
+        }
         modules = {
             "kvm_amd": {
                 **profile.kvm_amd,

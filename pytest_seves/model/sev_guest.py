@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""KVM_MEMORY_ENCRYPT_OP: Linux 6.1 arch/x86/kvm/svm/sev.c, sub-command by sub-command."""
+"""KVM_MEMORY_ENCRYPT_OP: Linux 6.1 to 7.2 arch/x86/kvm/svm/sev.c, sub-command by sub-command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..spec import sev
+from ..spec import kvm, sev
 from ..spec.sev import FirmwareStatus, SevCmd
 from ..spec.vmsa import VMSA_PAGE_SIZE
 from .memory import Refusal
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _BLOB_MAX = 16 * 1024  # SEV_FW_BLOB_MAX_SIZE
 _ERROR_OFFSET = 16
 _DR7_DEFAULT = 0x400
+_GHCB_VERSION_MIN = 1
+_GHCB_VERSION_DEFAULT = 2
 _PAGE = 4096
 #: Where a vCPU's save area lies in the host's memory; only distinctness matters.
 _VMSA_BASE = 0x1_0000_0000
@@ -31,7 +33,8 @@ _VMSA_BASE = 0x1_0000_0000
 class SevGuest:
     """struct kvm_sev_info of one VM.
 
-    :ivar active: an init sub-command has succeeded; `es`: it was the ES one.
+    :ivar active: an init sub-command has succeeded; `es`: for an ES guest.
+    :ivar vmsa_features: SEV_FEATURES of every vCPU; `ghcb_version`: the highest offered, 0 without ES.
     """
 
     def __init__(self, vm: Vm) -> None:
@@ -40,6 +43,8 @@ class SevGuest:
         self.active = False
         self.es = False
         self.asid = 0
+        self.vmsa_features = 0
+        self.ghcb_version = 0
         self.handle: int | None = None
         self._device = -1
         self._regions: list[tuple[int, int]] = []
@@ -92,14 +97,37 @@ class SevGuest:
         es = fields["id"] == SevCmd.KVM_SEV_ES_INIT
         if es and not profile.es_usable:
             return -errno.ENOTTY
+        if self._vm.vm_type != kvm.KVM_X86_DEFAULT_VM:
+            return -errno.EINVAL
+        return self._activate(es, features=0, ghcb_version=_GHCB_VERSION_MIN if es else 0)
+
+    def _init2(self, fields: Mapping[str, Any]) -> int:
+        if not self._vm.need_init:
+            return -errno.EINVAL
+        layout = sev.KVM_SEV_INIT2_DATA
+        init = layout.decode(self._supervisor.memory.read(fields["data"], layout.size))
+        profile, es = self._supervisor.profile, self._vm.vm_type == kvm.KVM_X86_SEV_ES_VM
+        features, version = init["vmsa_features"], init["ghcb_version"]
+        if self._vm.vcpus or init["flags"] or features & ~(profile.vmsa_features if es else 0):
+            return -errno.EINVAL
+        if version > (profile.ghcb_version_max if es else 0):
+            return -errno.EINVAL
+        return self._activate(es, features, version or (_GHCB_VERSION_DEFAULT if es else 0))
+
+    def _activate(self, es: bool, features: int, ghcb_version: int) -> int:
+        """__sev_guest_init()."""
+        profile = self._supervisor.profile
         if self._vm.vcpus:
             return -errno.EINVAL
         if self.active:
             return -int(getattr(errno, profile.reinit_errno))
+        if not (profile.es_asids if es else profile.sev_asids):
+            return -int(getattr(errno, profile.no_asid_range_errno))
         answer, _ = self._supervisor.platform.request("asid_allocate", es=es)
         if answer["asid"] is None:
             return -errno.EBUSY
         self.active, self.es, self.asid = True, es, answer["asid"]
+        self.vmsa_features, self.ghcb_version = features, ghcb_version
         return 0
 
     def _launch_start(self, fields: Mapping[str, Any]) -> int:
@@ -139,7 +167,7 @@ class SevGuest:
             if refused:
                 break
             measured.append(vcpu)
-            pages.append(compose(vcpu))
+            pages.append(compose(vcpu, self.vmsa_features))
         done = self._encrypt_vmsas(measured, pages)
         if done < len(measured):
             raise Refusal(errno.EIO)
@@ -293,6 +321,7 @@ def _only_for_guests(
 SevGuest._COMMANDS = {
     SevCmd.KVM_SEV_INIT: SevGuest._init,
     SevCmd.KVM_SEV_ES_INIT: SevGuest._init,
+    SevCmd.KVM_SEV_INIT2: SevGuest._init2,
     SevCmd.KVM_SEV_LAUNCH_START: _only_for_guests(SevGuest._launch_start),
     SevCmd.KVM_SEV_LAUNCH_UPDATE_DATA: _only_for_guests(SevGuest._launch_update_data),
     SevCmd.KVM_SEV_LAUNCH_UPDATE_VMSA: _only_for_guests(SevGuest._launch_update_vmsa),

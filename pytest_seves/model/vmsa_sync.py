@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """sev_es_sync_vmsa(): a vCPU's save area as KVM writes it before the firmware encrypts it.
 
-Source: Linux 6.1 arch/x86/kvm/svm/{sev,svm}.c. KVM sets EFER.SVME, keeps the host's CR4.MCE on, and takes
-CD and NW out of CR0; for a VM of the default type it leaves the FPU's fields zero.
+Source: Linux arch/x86/kvm/svm/{sev,svm}.c, 6.1 to 7.2. KVM sets EFER.SVME, keeps the host's CR4.MCE on, and
+takes CD and NW out of CR0. The FPU's fields stay zero for a VM of the default type; others fill them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ _MSRS = {
 _MSR_XSS = 0xDA0
 
 
-def compose(vcpu: Vcpu) -> bytes:
+def compose(vcpu: Vcpu, sev_features: int) -> bytes:
     """The 4096-byte page."""
-    return vmsa.VMSA.encode(**_values(vcpu)).ljust(vmsa.VMSA_PAGE_SIZE, b"\0")
+    values = {**_values(vcpu), "sev_features": sev_features}
+    if vcpu.vm.vm_type != kvm.KVM_X86_DEFAULT_VM:
+        values.update(vcpu.fpu.vmsa_fields())
+    return vmsa.VMSA.encode(**values).ljust(vmsa.VMSA_PAGE_SIZE, b"\0")
 
 
 def _values(vcpu: Vcpu) -> dict[str, Any]:

@@ -33,17 +33,25 @@ def ssh_argv(host: ModelHost, command: str) -> list[str]:
 
 
 def qemu_command(
-    *, vcpus: int = 1, policy: int | None = 5, machine: str = "smm=off", extra: str = "", cpu: str = "EPYC-v3"
+    *,
+    vcpus: int = 1,
+    policy: int | None = 5,
+    machine: str = "smm=off",
+    extra: str = "",
+    cpu: str = "EPYC-v3",
+    binary: str = QEMU,
+    sev_options: str = "",
+    firmware: str = "-bios /usr/share/ovmf/OVMF.fd",
 ) -> str:
     """An unmodified QEMU with QMP on standard input and output; `policy` None is a guest without SEV."""
     sev = ""
     if policy is not None:
         machine += ",confidential-guest-support=sev0"
         c_bit = cpuid.native(0x8000001F)[1] & 0x3F
-        sev = f"-object sev-guest,id=sev0,policy={policy:#x},cbitpos={c_bit},reduced-phys-bits=1"
+        sev = f"-object sev-guest,id=sev0,policy={policy:#x},cbitpos={c_bit},reduced-phys-bits=1{sev_options}"
     return (
-        f"exec {QEMU} -nodefaults -display none -no-user-config -accel kvm -machine q35,{machine} {sev} "
-        f"-cpu {cpu} -smp {vcpus} -m 128 -bios /usr/share/ovmf/OVMF.fd -qmp stdio {extra}"
+        f"exec {binary} -nodefaults -display none -no-user-config -accel kvm -machine q35,{machine} {sev} "
+        f"-cpu {cpu} -smp {vcpus} -m 128 {firmware} -qmp stdio {extra}"
     )
 
 

@@ -12,7 +12,7 @@ from pytest_seves.model.profiles import UnknownProfile, resolve
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("linux-2.4", "no model profile 'linux-2.4'; there is: linux-6.1"),
+        ("linux-2.4", "no model profile 'linux-2.4'; there is: linux-6.1, linux-6.12, linux-6.18, linux-7.2"),
         ("linux-6.1:sev_se=N", "has no setting 'sev_se'"),
         ("linux-6.1:sev_es", "wanted setting=number"),
     ],
@@ -33,3 +33,46 @@ def test_cpuid_follows_the_asid_counts() -> None:
     """Leaf 0x8000001F: ECX is the highest ASID, EDX the lowest for SEV."""
     leaf = resolve("linux-6.1:es_asids=4,sev_asids=6").host_leaf(0x8000001F, 0)
     assert leaf[2:] == (10, 5)
+
+
+@pytest.mark.parametrize("name", ["linux-6.12", "linux-6.18", "linux-7.2"])
+def test_profiles_differ_in_their_kernel_only(name: str) -> None:
+    """CPU, firmware and ASIDs are those of linux-6.1: a changed verdict is the kernel's doing."""
+    old, new = resolve("linux-6.1"), resolve(name)
+    assert new.release.startswith(name.removeprefix("linux-") + ".")
+    assert (new.host_cpuid, new.microcode) == (old.host_cpuid, old.microcode)
+    assert new.firmware_config() == old.firmware_config()
+
+
+@pytest.mark.parametrize(("setting", "types"), [("sev=N", 0b1), ("sev_es=N", 0b101), ("es_asids=0", 0b101)])
+def test_vm_types_follow_what_is_usable(setting: str, types: int) -> None:
+    """KVM offers no type of VM that it cannot start."""
+    assert resolve(f"linux-6.12:{setting}").vm_types == types
+
+
+@pytest.mark.parametrize(("name", "types"), [("linux-6.18", 0b1101), ("linux-7.2", 0b1001)])
+def test_vm_type_without_asids(name: str, types: int) -> None:
+    """Only the newest kernel looks at the range of ASIDs before it offers the SEV type."""
+    assert resolve(f"{name}:sev_asids=0").vm_types == types
+
+
+@pytest.mark.parametrize("setting", ["debug_swap=N", "sev_es=N"])
+def test_debug_swap_needs_its_parameter_and_es(setting: str) -> None:
+    """KVM_X86_SEV_VMSA_FEATURES is empty without either."""
+    assert resolve("linux-6.12").vmsa_features == 1 << 5
+    assert resolve(f"linux-6.12:{setting}").vmsa_features == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("linux-6.1", set()),
+        ("linux-6.12", {"sev_snp", "debug_swap"}),
+        ("linux-6.18", {"sev_snp", "debug_swap", "ciphertext_hiding_asids"}),
+        ("linux-7.2", {"sev_snp", "ciphertext_hiding_asids"}),
+    ],
+)
+def test_module_parameters_come_and_go(name: str, parameters: set[str]) -> None:
+    """kvm_amd's parameters of SEV beyond `sev` and `sev_es`."""
+    new = {"sev_snp", "debug_swap", "ciphertext_hiding_asids"}
+    assert new & resolve(name).kvm_amd.keys() == parameters

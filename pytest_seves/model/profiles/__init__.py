@@ -9,10 +9,20 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
+from ...spec import kvm
 from ..firmware_config import FirmwareConfig
 
 #: Profile name to the module that holds it.
-NAMES = {"linux-6.1": "linux_6_1"}
+NAMES = {
+    "linux-6.1": "linux_6_1",
+    "linux-6.12": "linux_6_12",
+    "linux-6.18": "linux_6_18",
+    "linux-7.2": "linux_7_2",
+}
+
+
+_CPUID_DEBUG_SWAP = 1 << 14
+_SEV_FEATURES_DEBUG_SWAP = 1 << 5
 
 
 class UnknownProfile(ValueError):
@@ -39,8 +49,15 @@ class Profile:
     :param host_cpuid: (leaf, subleaf) to EAX, EBX, ECX, EDX as /dev/cpu/0/cpuid gives them; 0x8000001F is
         made from `encryption_ebx` and the ASID counts.
     :param encryption_ebx: EBX of CPUID 0x8000001F; the model sets it to what this machine's CPU answers.
+    :param init2: KVM_SEV_INIT2 and the VM types that go with it exist (6.10).
+    :param vm_types_need_asids: the SEV type is offered only if its range of ASIDs is not empty.
+    :param ghcb_version_max: highest GHCB protocol version that KVM_SEV_INIT2 takes.
+    :param debug_swap: kvm_amd.debug_swap, or its default where there is no such parameter.
     :param reinit_errno: a second KVM_SEV_ES_INIT on an active VM fails with this name.
+    :param no_asid_range_errno: an init sub-command fails with this name if its range of ASIDs is empty.
     :param fpu_protected_at_creation: an ES vCPU's FPU state is out of reach from KVM_CREATE_VCPU on.
+    :param msrs_hidden: MSRs that a protected vCPU reaches by itself are out of KVM's reach (vcpu_msrs.py).
+    :param xss_hidden: IA32_XSS is one of them.
     :param vmsa_twice: a second LAUNCH_UPDATE_VMSA is passed on to the firmware.
     :param smi_on_es: KVM_SMI on an ES vCPU succeeds.
     :param memlock: pinning guest memory counts against RLIMIT_MEMLOCK (off: see README.md).
@@ -70,8 +87,15 @@ class Profile:
     build: int = 24
     encryption_ebx: int = 1 << 6
     tsc_khz: int = 2_450_000
+    init2: bool = False
+    vm_types_need_asids: bool = False
+    ghcb_version_max: int = 2
+    debug_swap: bool = False
     reinit_errno: str = "EBUSY"
+    no_asid_range_errno: str = "EBUSY"
     fpu_protected_at_creation: bool = True
+    msrs_hidden: bool = False
+    xss_hidden: bool = True
     vmsa_twice: bool = True
     smi_on_es: bool = True
     memlock: bool = False
@@ -85,6 +109,28 @@ class Profile:
     def es_usable(self) -> bool:
         """kvm_amd.sev_es as it reads after set-up: needs the parameter and ASIDs."""
         return self.sev_usable and self.sev_es and self.es_asids > 0
+
+    @property
+    def vmsa_features(self) -> int:
+        """SEV features that KVM_SEV_INIT2 may ask for: DebugSwap, if the CPU has it."""
+        supported = self.debug_swap and self.es_usable and self.encryption_eax & _CPUID_DEBUG_SWAP
+        return _SEV_FEATURES_DEBUG_SWAP if supported else 0
+
+    @property
+    def vm_types(self) -> int:
+        """Bits of the types that KVM_CREATE_VM takes."""
+        types = 1 << kvm.KVM_X86_DEFAULT_VM
+        if self.init2 and self.sev_usable and (self.sev_asids or not self.vm_types_need_asids):
+            types |= 1 << kvm.KVM_X86_SEV_VM
+        if self.init2 and self.es_usable:
+            types |= 1 << kvm.KVM_X86_SEV_ES_VM
+        return types
+
+    def capability(self, number: int) -> int:
+        """KVM_CHECK_EXTENSION for the system as a whole."""
+        if number == kvm.KVM_CAP_VM_TYPES:
+            return self.vm_types if self.init2 else 0
+        return self.capabilities.get(number, 0)
 
     @cached_property
     def _known_msrs(self) -> frozenset[int]:
