@@ -84,11 +84,8 @@ def _attributes(segment: dict[str, int]) -> int:
 
 
 def _msrs(raw: bytes) -> Registers:
-    count = kvm.MSRS.decode(raw[: kvm.MSRS.size])["nmsrs"]
     state: Registers = {}
-    for index in range(count):
-        start = kvm.MSRS.size + index * kvm.MSR_ENTRY.size
-        entry = kvm.MSR_ENTRY.decode(raw[start : start + kvm.MSR_ENTRY.size])
+    for entry in kvm.msr_entries(raw):
         field = vmsa.MSR_FIELDS.get(entry["index"])
         if field:
             state[field] = entry["data"]

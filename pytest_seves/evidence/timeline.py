@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from pytest_seves.errors import EvidenceError, Undecided
-from pytest_seves.spec import kvm
+from pytest_seves.spec import kvm, vmsa
 from pytest_seves.spec.sev import SevCmd
 
 from .events import Event, decode_event
@@ -222,9 +222,13 @@ class Timeline:
         return {slot >> 16 for slot in slots}
 
     def register_writes(self, vcpu: int | None = None) -> tuple[Event, ...]:
-        """Calls that set registers which a VMSA holds, of one vCPU or of all."""
+        """Calls that set registers which a VMSA holds, of one vCPU or of all.
+
+        An MSR that no VMSA holds is none of them: IA32_APIC_BASE lives in KVM's LAPIC, and the reset after
+        LAUNCH_UPDATE_VMSA may write it (QEMU 9.1 and later does).
+        """
         writes = self.requests(*kvm.REGISTER_WRITES)
-        return tuple(event for event in writes if vcpu is None or event.vcpu == vcpu)
+        return tuple(e for e in writes if vcpu in (None, e.vcpu) and _sets_a_vmsa_field(e))
 
 
 def names(events: Iterable[Event]) -> list[str]:
@@ -240,6 +244,12 @@ def before(events: Sequence[Event], mark: Event) -> list[Event]:
 def after(events: Sequence[Event], mark: Event) -> list[Event]:
     """Those of `events` that entered the kernel after `mark` did."""
     return [event for event in events if event.time_ns > mark.time_ns]
+
+
+def _sets_a_vmsa_field(write: Event) -> bool:
+    if write.request != kvm.KVM_SET_MSRS or write.input is None:
+        return True
+    return any(entry["index"] in vmsa.MSR_FIELDS for entry in kvm.msr_entries(write.input))
 
 
 def _parse(line: bytes, number: int) -> dict[str, Any]:

@@ -287,6 +287,17 @@ MSR_ENTRY = Layout(
 #: Header of kvm_msrs; `nmsrs` entries of MSR_ENTRY follow.
 MSRS = Layout("kvm_msrs", 8, Field("nmsrs", 0, "I"), Field("_pad", 4, "4s"))
 
+
+def msr_entries(raw: bytes) -> list[dict[str, Any]]:
+    """Entries of a kvm_msrs, in its order.
+
+    :raise ValueError: it is shorter than its own count says.
+    """
+    count = MSRS.decode(raw[: MSRS.size])["nmsrs"]
+    starts = range(MSRS.size, MSRS.size + count * MSR_ENTRY.size, MSR_ENTRY.size)
+    return [MSR_ENTRY.decode(raw[start : start + MSR_ENTRY.size]) for start in starts]
+
+
 ENC_REGION = Layout("kvm_enc_region", 16, Field("addr", 0, "Q"), Field("size", 8, "Q"))
 
 USERSPACE_MEMORY_REGION = Layout(

@@ -140,6 +140,7 @@ MSR_FIELDS = {
     0x1D9: "dbgctl",
     0x277: "g_pat",
     0xDA0: "xss",
+    0xC0000080: "efer",
     0xC0000081: "star",
     0xC0000082: "lstar",
     0xC0000083: "cstar",

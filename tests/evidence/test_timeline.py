@@ -173,6 +173,16 @@ def test_register_writes_after_the_update() -> None:
     assert names(after(wrong.register_writes(), wrong.vmsa_update)) == ["KVM_SET_REGS"]
 
 
+@pytest.mark.parametrize(
+    ("number", "counts"), [(0x1B, False), (0x10, False), (0xC0000080, True), (0xC0000081, True)]
+)
+def test_register_writes_are_those_of_vmsa_fields(number: int, counts: bool) -> None:
+    """KVM_SET_MSRS counts for what it sets: the post-launch reset of QEMU 9.1 writes IA32_APIC_BASE."""
+    entry = kvm.MSR_ENTRY.encode(index=number, data=1)
+    write = ioctl(kvm.KVM_SET_MSRS, kind="vcpu:0", before=kvm.MSRS.encode(nmsrs=1) + entry)
+    assert len(timeline([*launch(1), write]).register_writes()) == counts
+
+
 def test_an_unknown_command_stays_visible() -> None:
     """A sub-command that this version does not know is named by its number."""
     record = command(SevCmd.KVM_SEV_INIT)
