@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,25 @@ def read_options(config: pytest.Config) -> Options:
         vcpus=_numbers("--sev-vcpus", value("sev_vcpus") or VCPUS, least=1, most=4096),
         policies=_numbers("--sev-policy", value("sev_policy") or ES_POLICIES, least=0, most=0xFFFFFFFF),
     )
+
+
+def refuse_directories_as_words(config: pytest.Config) -> None:
+    """Refuse ``--sev-lab DIR`` as two words where that misleads pytest.
+
+    pytest looks for its root directory before it knows a plugin's options, and takes the second word for a
+    path of tests: a directory elsewhere then becomes the root, without our ini file and suites.
+
+    :raise pytest.UsageError: says how to write it.
+    """
+    words = [str(word) for word in config.invocation_params.args]
+    here = config.invocation_params.dir
+    for option, word in pairwise(words):
+        named = option in ("--sev-lab", "--sev-artifacts") and (here / word).exists()
+        if named and not (here / word).resolve().is_relative_to(here):
+            raise pytest.UsageError(
+                f"{option} {word}: write {option}={word}. As two words, pytest takes an existing directory "
+                "elsewhere for a path of tests, and its root directory from it"
+            )
 
 
 def _numbers(option: str, text: str, *, least: int, most: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from .fixtures import launch_guest, sev_host
-from .options import add_options, read_options
+from .options import add_options, read_options, refuse_directories_as_words
 
 if TYPE_CHECKING:
     from .run import Run
@@ -29,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "requirement(id): the requirement of the catalogue that the test decides"
     )
+    refuse_directories_as_words(config)
     options = read_options(config)
     if options.hosts:
         from . import run as running
@@ -43,6 +44,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         return None
     from . import run as running
 
+    refuse_directories_as_words(config)
     return running.Run(config, read_options(config)).check()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+Tmp = pytest.TempPathFactory
+
 CATALOGUE = """
 [[requirement]]
 id = "X-1"
@@ -169,6 +171,18 @@ def test_a_list_that_is_none_is_refused(
     result = suite.runpytest("--sev-host", "model", option, value)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"*{message}*"])
+
+
+def test_a_directory_elsewhere_as_a_word_of_its_own(suite: pytest.Pytester, tmp_path_factory: Tmp) -> None:
+    """`--sev-lab DIR` would move pytest's root directory: it is refused, and the right way is shown."""
+    elsewhere = tmp_path_factory.mktemp("lab")
+    result = suite.runpytest("--sev-host", "model", "--sev-lab", str(elsewhere))
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*write --sev-lab={elsewhere}.*"])
+    assert (
+        suite.runpytest("--sev-host", "model", f"--sev-lab={elsewhere}").ret
+        == pytest.ExitCode.NO_TESTS_COLLECTED
+    )
 
 
 def test_several_hosts_run_each_test(suite: pytest.Pytester) -> None:
