@@ -44,8 +44,7 @@ def verdicts(project: Path, folder: Path, *options: str) -> dict[str, str]:
         "suites",
         "--sev-host",
         "model",
-        "--sev-artifacts",
-        str(folder),
+        f"--sev-artifacts={folder}",
     ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(

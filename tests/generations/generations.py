@@ -95,7 +95,7 @@ def run(
     text = f'[host]\nmodel = "{request.param}"\n\n[vmm]\nbinary = {json.dumps(str(vmm.binary))}\n'
     (folder / f"{host}.toml").write_text(text)
     options = [
-        *("--sev-host", host, "--sev-lab", str(folder), "--sev-artifacts", str(folder / "artifacts")),
+        *("--sev-host", host, f"--sev-lab={folder}", f"--sev-artifacts={folder / 'artifacts'}"),
         *("-n", "2", "--dist", "loadgroup", "-p", "no:cacheprovider", "-q", "-rs", "--tb=line"),
     ]
     # The caller's pytest and xdist speak through such variables, and so would this one believe to be theirs.
