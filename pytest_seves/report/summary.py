@@ -76,7 +76,8 @@ def lines(requirements: Iterable[Requirement], verdicts: Verdicts, width: int) -
 
 def _indented(text: str, columns: int, width: int) -> list[str]:
     indent = " " * columns
-    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent + "  ")
+    more = indent + "  "
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=more, break_on_hyphens=False)
 
 
 def _order(identifier: str) -> tuple[str, int]:
