@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from pytest_seves.errors import Undecided
 from pytest_seves.spec.sev import Policy
@@ -71,8 +69,6 @@ class Launch:
     stderr: Output
     exit: Exit
     phase: str = ""
-    #: What the host was when the guest was launched, by name.
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def reached(self, stage: Stage) -> Launch:
         """This launch, if it came as far as `stage`.

@@ -78,11 +78,6 @@ class Launcher:
             self._files[key] = str(told["path"])
         return self._files[key]
 
-    @property
-    def target(self) -> Target:
-        """The host."""
-        return self._target
-
     def _launch(self, spec: GuestSpec) -> Launch:
         target = self._target
         target.require_ready()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_seves.errors import EvidenceError
 from pytest_seves.spec.layout import Field, Layout
+from pytest_seves.spec.sev import LAUNCH_SECRET_HEADER, LAUNCH_SESSION
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -44,21 +45,6 @@ CERTIFICATE = Layout(
     Field("sig1", 1044, _SIGNATURE),
     Field("sig2", 1564, _SIGNATURE),
 )
-#: The session that LAUNCH_START takes.
-SESSION = Layout(
-    "session",
-    128,
-    Field("nonce", 0, "16s"),
-    Field("wrap_tk", 16, "32s"),
-    Field("wrap_iv", 48, "16s"),
-    Field("wrap_mac", 64, "32s"),
-    Field("policy_mac", 96, "32s"),
-)
-#: The packet header that LAUNCH_SECRET takes.
-SECRET_HEADER = Layout(
-    "secret_header", 52, Field("flags", 0, "I"), Field("iv", 4, "16s"), Field("mac", 20, "32s")
-)
-
 _VERSION = 1
 _USAGE_PDH = 0x1003
 _USAGE_INVALID = 0x1000
@@ -110,7 +96,7 @@ class Session:
         flags = bytes(4)  # not compressed
         length = len(secret).to_bytes(4, "little")
         mac = _hmac(self.tik, b"\x01" + flags + iv + length + length + encrypted + measurement)
-        return SECRET_HEADER.encode(iv=iv, mac=mac), encrypted
+        return LAUNCH_SECRET_HEADER.encode(iv=iv, mac=mac), encrypted
 
 
 def create_session(pdh: bytes, policy: int, *, random: Random = os.urandom) -> Session:
@@ -173,7 +159,7 @@ def wrap(shared: bytes, policy: int, tek: bytes, tik: bytes, *, nonce: bytes, iv
     master = derive(shared, "sev-master-secret", nonce)
     kek, kik = derive(master, "sev-kek"), derive(master, "sev-kik")
     wrapped = _aes_ctr(kek, iv, tek + tik)
-    return SESSION.encode(
+    return LAUNCH_SESSION.encode(
         nonce=nonce,
         wrap_tk=wrapped,
         wrap_iv=iv,

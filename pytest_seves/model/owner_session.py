@@ -13,23 +13,10 @@ import struct
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from ..spec.layout import Field, Layout
-from ..spec.sev import FirmwareStatus
+from ..spec.sev import LAUNCH_SECRET_HEADER, LAUNCH_SESSION, FirmwareStatus
 from .certificates import InvalidCertificate, ecdh_public_key
 from .firmware_error import FirmwareError
 
-SESSION = Layout(
-    "session",
-    128,
-    Field("nonce", 0, "16s"),
-    Field("wrap_tk", 16, "32s"),
-    Field("wrap_iv", 48, "16s"),
-    Field("wrap_mac", 64, "32s"),
-    Field("policy_mac", 96, "32s"),
-)
-PACKET_HEADER = Layout(
-    "packet_header", 52, Field("flags", 0, "I"), Field("iv", 4, "16s"), Field("mac", 20, "32s")
-)
 KEY_SIZE = 16
 
 
@@ -56,9 +43,9 @@ def unwrap(
         public = ecdh_public_key(owner_certificate)
     except InvalidCertificate:
         raise FirmwareError(FirmwareStatus.INVALID_CERTIFICATE) from None
-    if len(session) != SESSION.size:
+    if len(session) != LAUNCH_SESSION.size:
         raise FirmwareError(FirmwareStatus.INVALID_LEN)
-    fields = SESSION.decode(session)
+    fields = LAUNCH_SESSION.decode(session)
     master = derive(pdh.exchange(ec.ECDH(), public), b"sev-master-secret", fields["nonce"])
     kek = derive(master, b"sev-kek", b"")
     kik = derive(master, b"sev-kik", b"")
@@ -79,11 +66,11 @@ def open_secret(
     :param measurement: the 32-byte HMAC that LAUNCH_MEASURE gave.
     :raise FirmwareError: INVALID_LEN, UNSUPPORTED (compressed), BAD_MEASUREMENT.
     """
-    if len(header) != PACKET_HEADER.size:
+    if len(header) != LAUNCH_SECRET_HEADER.size:
         raise FirmwareError(FirmwareStatus.INVALID_LEN)
     if guest_length % 16 or not 0 < guest_length <= 16384 or len(ciphertext) != guest_length:
         raise FirmwareError(FirmwareStatus.INVALID_LEN)
-    fields = PACKET_HEADER.decode(header)
+    fields = LAUNCH_SECRET_HEADER.decode(header)
     if fields["flags"] & 1:
         raise FirmwareError(FirmwareStatus.UNSUPPORTED)
     message = (

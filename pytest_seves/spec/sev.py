@@ -133,6 +133,22 @@ SUBCOMMAND_MEMORY = {
     SevCmd.KVM_SEV_LAUNCH_SECRET: (("hdr_uaddr", "hdr_len"), ("trans_uaddr", "trans_len")),
 }
 
+#: The owner's session that LAUNCH_START takes (SEV API, LAUNCH_START).
+LAUNCH_SESSION = Layout(
+    "session",
+    128,
+    Field("nonce", 0, "16s"),
+    Field("wrap_tk", 16, "32s"),
+    Field("wrap_iv", 48, "16s"),
+    Field("wrap_mac", 64, "32s"),
+    Field("policy_mac", 96, "32s"),
+)
+
+#: The packet header that LAUNCH_SECRET takes (SEV API, LAUNCH_SECRET).
+LAUNCH_SECRET_HEADER = Layout(
+    "secret_header", 52, Field("flags", 0, "I"), Field("iv", 4, "16s"), Field("mac", 20, "32s")
+)
+
 # /dev/sev
 SEV_ISSUE_CMD = 0xC0105300
 SEV_ISSUE_CMD_DATA = Layout(

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from pytest_seves.errors import EvidenceError
 from pytest_seves.measurement import session
-from pytest_seves.measurement.session import CERTIFICATE, SESSION, create_session
+from pytest_seves.measurement.session import CERTIFICATE, create_session
+from pytest_seves.spec.sev import LAUNCH_SECRET_HEADER, LAUNCH_SESSION
 
 PLATFORM = ec.derive_private_key(0x5E5, ec.SECP384R1())
 PDH = session.certificate(PLATFORM.public_key())
@@ -84,7 +85,7 @@ def test_the_key_derivation_matches_the_published_vector() -> None:
 def test_the_session_blob_matches_the_published_vector() -> None:
     """Oracle: unit test `session` of the sev crate (virtee/sev 9cf2adb, src/session/mod.rs), all zero."""
     blob = session.wrap(bytes(16), 0, bytes(16), bytes(16), nonce=bytes(16), iv=bytes(16))
-    assert {name: value.hex() for name, value in SESSION.decode(blob).items()} == {
+    assert {name: value.hex() for name, value in LAUNCH_SESSION.decode(blob).items()} == {
         "nonce": "00" * 16,
         "wrap_tk": "2137bc7f9bb8bd7c3e55a576a15d3454b3856b8ba27afadf46dcfee9f02c02c4",
         "wrap_iv": "00" * 16,
@@ -109,7 +110,7 @@ def test_the_platform_reads_the_keys_back(policy: int) -> None:
     """The platform finds TEK and TIK, and MACs that hold for this policy and no other."""
     made = create_session(PDH, policy)
     godh = base64.b64decode(made.dh_cert_file, validate=True)
-    fields = SESSION.decode(base64.b64decode(made.session_file, validate=True))
+    fields = LAUNCH_SESSION.decode(base64.b64decode(made.session_file, validate=True))
     shared = PLATFORM.exchange(ec.ECDH(), session.public_key(godh))
     master = session.derive(shared, "sev-master-secret", fields["nonce"])
     kek, kik = session.derive(master, "sev-kek"), session.derive(master, "sev-kik")
@@ -123,7 +124,7 @@ def test_the_platform_reads_the_keys_back(policy: int) -> None:
 def test_no_two_sessions_share_anything() -> None:
     """Keys, nonce, IV and the owner's key pair are new each time."""
     first, second = create_session(PDH, 5), create_session(PDH, 5)
-    one, two = (SESSION.decode(made.blob) for made in (first, second))
+    one, two = (LAUNCH_SESSION.decode(made.blob) for made in (first, second))
     assert not {first.tek, first.tik, first.certificate} & {second.tek, second.tik, second.certificate}
     assert not set(one.values()) & set(two.values())
 
@@ -132,7 +133,7 @@ def test_a_sealed_secret_opens_with_the_session() -> None:
     """The MAC covers kind, flags, IV, both lengths, data and measurement, in this order."""
     made, measurement, secret = create_session(PDH, 5), bytes(range(32)), b"open sesame 16 b" * 2
     header, encrypted = made.seal(secret, measurement)
-    fields = session.SECRET_HEADER.decode(header)
+    fields = LAUNCH_SECRET_HEADER.decode(header)
     covered = b"\x01" + bytes(4) + fields["iv"] + (32).to_bytes(4, "little") * 2 + encrypted + measurement
     assert len(header) == 52
     assert fields["flags"] == 0
