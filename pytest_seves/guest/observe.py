@@ -134,6 +134,12 @@ class _Conversation:
 
 
 def _launch(collected: dict[str, Any], *, argv: tuple[str, ...], host: str, phase: str) -> Launch:
+    if collected.get("error") or collected.get("timeline_dropped"):
+        what = collected.get("error") or f"{collected['timeline_dropped']} lines of the timeline were dropped"
+        raise EvidenceError(
+            f"{host}: {argv[0]} was not recorded to its end: {what}. Nothing is concluded from a part.",
+            argv=argv,
+        )
     try:
         recording_z = base64.b64decode(collected["timeline_z"])
         timeline = Timeline.from_jsonl(zlib.decompress(recording_z))

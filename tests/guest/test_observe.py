@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_seves.errors import Undecided
+from pytest_seves.errors import EvidenceError, Undecided
 from pytest_seves.evidence.launch import Launch
 from pytest_seves.evidence.timeline import Stage
 from pytest_seves.guest.launcher import Launcher
@@ -43,6 +43,12 @@ def test_a_vmm_that_exits_at_once(target: Target) -> None:
     assert launch.phase == "waiting for the QMP greeting"
     with pytest.raises(Undecided, match="exit status 3 while waiting for the QMP greeting; stderr: no such"):
         launch.reached(Stage.VM_CREATED)
+
+
+def test_a_vmm_that_cannot_be_started(target: Target) -> None:
+    """A program that is not there is an error of the rig that names it, and no verdict."""
+    with pytest.raises(EvidenceError, match=r"/nonexistent/vmm was not recorded to its end: .*No such file"):
+        watch(target, "/nonexistent/vmm")
 
 
 def test_a_vmm_that_crashes(target: Target) -> None:
