@@ -61,7 +61,10 @@ class Run:
             from .guest.launcher import Launcher
 
             folder = self.options.artifacts / target.name if self.options.artifacts else None
-            self._launchers[target.name] = Launcher(target, defects=self.options.defects, artifacts=folder)
+            worker = str(self._worker["workerid"]) if self._worker is not None else ""
+            self._launchers[target.name] = Launcher(
+                target, defects=self.options.defects, artifacts=folder, worker=worker
+            )
         return self._launchers[target.name]
 
     def _entry(self, name: str) -> LabHost:

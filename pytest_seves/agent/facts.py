@@ -64,7 +64,7 @@ def gather(args: Json) -> Json:
         "cap_eff": _effective_capabilities,
         "cpuid": lambda: cpuid.read(leaves),
         "params": _parameters,
-        "misc": _misc,
+        "misc": misc,
         "memlock": lambda: list(resource.getrlimit(resource.RLIMIT_MEMLOCK)),
         "microcode": _microcode,
         "vmm": lambda: _vmm(args.get("vmm")),
@@ -152,7 +152,8 @@ def _parameters() -> Json:
     return found
 
 
-def _misc() -> Json:
+def misc() -> Json:
+    """ASIDs that the host has, and those in use, by the misc cgroup; None where it has none."""
     for root in MISC_ROOTS:
         try:
             capacity = _misc_numbers(f"{root}/misc.capacity")
@@ -222,8 +223,8 @@ def _devices() -> Json:
         return answer
     try:
         size = sev.SEV_USER_DATA_STATUS.size
-        answer["platform_status"] = _issue(descriptor, sev.SevIssue.SEV_PLATFORM_STATUS, size)
-        answer["snp_platform_status"] = _issue(descriptor, sev.SevIssue.SNP_PLATFORM_STATUS, SNP_STATUS_SIZE)
+        answer["platform_status"] = issue(descriptor, sev.SevIssue.SEV_PLATFORM_STATUS, size)
+        answer["snp_platform_status"] = issue(descriptor, sev.SevIssue.SNP_PLATFORM_STATUS, SNP_STATUS_SIZE)
     finally:
         os.close(descriptor)
     return answer
@@ -251,7 +252,7 @@ def _owner(path: str) -> Json:
     return {"mode": f"{stat.S_IMODE(status.st_mode):04o}", "group": _group_name(status.st_gid)}
 
 
-def _issue(descriptor: int, command: int, size: int) -> Json:
+def issue(descriptor: int, command: int, size: int) -> Json:
     """SEV_ISSUE_CMD: the answer's bytes, or errno and the firmware's status code.
 
     The buffer is above 1024 bytes, so that fcntl hands the kernel the buffer itself: the status code is there

@@ -10,9 +10,9 @@ import json
 import os
 import signal
 import socket
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
-from pytest_seves.agent import command, recorder
+from pytest_seves.agent import command, qmp_sabotage, recorder
 from pytest_seves.agent.bounded import DEFAULT_LIMIT, BoundedBytes, Packed
 from pytest_seves.agent.loop import Loop, Source, wait_status
 from pytest_seves.agent.stream import Stream
@@ -21,6 +21,8 @@ QMP_FD = 3
 """The VMM's end of the QMP socket."""
 CONSOLE_FD = 4
 """The VMM's end of the serial console's socket."""
+GDB_FD = 5
+"""The VMM's end of a debugger's socket, where one was asked for."""
 
 _GRACE_S = 5.0
 _DRAIN_S = 1.0
@@ -48,6 +50,10 @@ class Launch:
     """A recorder process with a VMM under it, from the fork until everything they said is in.
 
     :param send: takes a stream frame's message to the controller.
+    :param on_end: called once, when the VMM and its recorder are gone.
+    :param qmp_rules: sabotage of the QMP conversation (:mod:`~pytest_seves.agent.qmp_sabotage`).
+    :param gdb: give the VMM a socket for a debugger as well.
+    :param unwatched: names of threads of the VMM that use no KVM (:mod:`~pytest_seves.agent.tracer`).
     """
 
     def __init__(
@@ -60,16 +66,22 @@ class Launch:
         env: dict[str, str] | None = None,
         cwd: str | None = None,
         rules: list[dict[str, Any]] | None = None,
+        qmp_rules: list[dict[str, Any]] | None = None,
+        gdb: bool = False,
+        unwatched: list[str] | None = None,
         mode: str = "auto",
         timeout_s: float,
         limit: int = DEFAULT_LIMIT,
+        on_end: Optional[Callable[[], None]] = None,
     ) -> None:
         if mode not in ("auto", "trace", "stop"):
             raise ValueError(f"mode {mode!r}: wanted auto, trace or stop")
         if not argv or not all(isinstance(word, str) for word in argv):
             raise ValueError(f"argv {argv!r}: wanted a list of strings, the program first")
+        lies = qmp_sabotage.load(qmp_rules or [])
         self.number = number
         self.ended = False
+        self._on_end = on_end
         self._loop = loop
         self._vmm: int | None = None
         self._vcpus: set[int] = set()
@@ -83,10 +95,14 @@ class Launch:
         self._status_lines = b""
         self._timeline = Packed()
         self._kept = {name: BoundedBytes(limit) for name in ("console", "stdout", "stderr")}
-        ends = _Ends()
-        self.pid = _fork_recorder(ends, argv, env, cwd, rules or [], mode)
+        ends = _Ends(gdb)
+        self.pid = _fork_recorder(ends, argv, env, cwd, rules or [], mode, unwatched or [])
         ends.close_theirs()
-        self.qmp = Stream(f"{number}.qmp", ends.qmp, loop, send, self._check, limit)
+        saboteur = qmp_sabotage.QmpSaboteur(lies) if lies else None
+        self.qmp = Stream(f"{number}.qmp", ends.qmp, loop, send, self._check, limit, saboteur)
+        self.gdb = Stream(f"{number}.gdb", ends.gdb, loop, send, self._check, limit) if ends.gdb else None
+        #: The streams by name.
+        self.streams = {stream.name: stream for stream in (self.qmp, self.gdb) if stream}
         self._sources = [
             Source(loop, ends.out, self._timeline.add, self._check),
             Source(loop, ends.status, self._milestones, self._check),
@@ -131,7 +147,8 @@ class Launch:
         self._check()
 
     def _check(self) -> None:
-        still_open = self.qmp.open or any(source.open for source in self._sources)
+        still_open = any(stream.open for stream in self.streams.values())
+        still_open = still_open or any(source.open for source in self._sources)
         if self._status is not None and not still_open:
             self._end()
 
@@ -140,7 +157,8 @@ class Launch:
             return
         for source in self._sources:
             source.drain()
-        self.qmp.drain()
+        for stream in self.streams.values():
+            stream.drain()
         self.ended = True
         self._deadline.cancel()
         if self._exit is None and self._error is None:
@@ -149,6 +167,8 @@ class Launch:
             self._error = (
                 f"the recorder ended with {how} before the VMM's end was seen; stderr ends: {text or 'empty'}"
             )
+        if self._on_end:
+            self._on_end()
         self._answer()
 
     # What the controller asks
@@ -218,6 +238,7 @@ class Launch:
             "timeline_dropped": self._timeline.dropped,
             "qmp": self.qmp.transcript.as_json(),
             "qmp_dropped": self.qmp.transcript.dropped,
+            "gdb": self.gdb.transcript.as_json() if self.gdb else [],
             **{name: kept.as_json() for name, kept in self._kept.items()},
             "exit": self._exit,
             "error": self._error,
@@ -231,7 +252,7 @@ class Launch:
 class _Ends:
     """Both ends of every pipe and socket of a launch. Ours are attributes, theirs in :attr:`theirs`."""
 
-    def __init__(self) -> None:
+    def __init__(self, gdb: bool) -> None:
         self.theirs: dict[str, int] = {}
         with contextlib.ExitStack() as undo:
             undo.callback(self.close_theirs)
@@ -240,6 +261,7 @@ class _Ends:
             )
             self.qmp = self._pair("qmp", undo)
             self.console = self._pair("console", undo)
+            self.gdb = self._pair("gdb", undo) if gdb else None
             undo.pop_all()
         with contextlib.suppress(OSError):  # over the user's share of pipe memory: a small pipe works, too
             fcntl.fcntl(self.out, _F_SETPIPE_SZ, _PIPE_SIZE)
@@ -269,6 +291,7 @@ def _fork_recorder(
     cwd: str | None,
     rules: list[dict[str, Any]],
     mode: str,
+    unwatched: list[str],
 ) -> int:
     """Fork; the child becomes the recorder and starts the VMM. Its own last words go to the VMM's stderr."""
     parent = os.getpid()
@@ -287,12 +310,14 @@ def _fork_recorder(
             mode=mode,
             env={**os.environ, **(env or {})},
             cwd=cwd,
+            unwatched=unwatched,
             stdio={
                 0: 0,
                 1: theirs["stdout"],
                 2: theirs["stderr"],
                 QMP_FD: theirs["qmp"],
                 CONSOLE_FD: theirs["console"],
+                **({GDB_FD: theirs["gdb"]} if "gdb" in theirs else {}),
             },
         )
     finally:

@@ -46,6 +46,8 @@ INFO_EXIT = 2
 INFO_SECCOMP = 3
 AUDIT_ARCH_X86_64 = 0xC000003E
 SYS_IOCTL = 16
+SYS_PRCTL = 157
+PR_SET_NAME = 15
 
 # Places in struct user_regs_struct, in units of eight bytes.
 RAX = 10

@@ -44,6 +44,7 @@ def record(
     env: Optional[Mapping[str, str]] = None,
     cwd: Optional[str] = None,
     stdio: Mapping[int, int],
+    unwatched: Sequence[str] = (),
 ) -> int:
     """Start `argv` and record it until it and all that it started have ended.
 
@@ -54,6 +55,7 @@ def record(
     :param rules: sabotage, see :func:`pytest_seves.agent.sabotage.load`.
     :param mode: "trace", "stop", or "auto": trace where a filter's stop arrives.
     :param stdio: descriptors of the VMM, its own number to ours; it gets no others.
+    :param unwatched: names of threads that use no KVM, which mode "stop" lets go.
     :return: exit status of the process started first, 128 + signal, 127 if it could not be executed.
     """
     gc.disable()  # nothing here makes cycles that matter
@@ -62,7 +64,8 @@ def record(
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     journal = Journal(out_fd, status_fd)
     try:
-        return _record(argv, journal, list(map(dict, rules)), mode, _Start(argv, env, cwd, stdio))
+        start = _Start(argv, env, cwd, stdio, frozenset(name.encode() for name in unwatched))
+        return _record(argv, journal, list(map(dict, rules)), mode, start)
     except BrokenPipeError:
         return _BROKEN  # who wanted to know is gone; the VMM dies with us
     except (OSError, ValueError) as error:
@@ -135,7 +138,9 @@ class _Start:
         env: Optional[Mapping[str, str]],
         cwd: Optional[str],
         stdio: Mapping[int, int],
+        unwatched: frozenset[bytes],
     ) -> None:
+        self._unwatched = unwatched
         self._argv = argv
         self._env = os.environ if env is None else env
         self._cwd = cwd
@@ -163,6 +168,7 @@ class _Start:
         if not trace:
             ptrace.interrupt(child)  # so that its first stop makes it a thread with system call stops
         tracer = Tracer(child, trace=trace, saboteur=saboteur, journal=journal)
+        tracer.free = frozenset() if trace else self._unwatched
         os.write(go, b"x")
         os.close(go)
         return tracer

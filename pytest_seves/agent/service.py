@@ -13,13 +13,16 @@ import sys
 import time
 from typing import Any, Callable, NoReturn
 
-from pytest_seves.agent import command, facts, files, lineage
+from pytest_seves.agent import command, facts, files, lineage, usage
+from pytest_seves.agent.asid_holder import AsidHolder
 from pytest_seves.agent.frames import Decoder, FrameError, encode
 from pytest_seves.agent.launch import Launch
 from pytest_seves.agent.loop import Loop
+from pytest_seves.agent.turns import Turns
 
 _QUEUE_HIGH = 8 << 20
 """Above so many unsent bytes no further request is read."""
+_USAGE_S = 10.0
 
 Done = Callable[[dict[str, Any]], None]
 
@@ -48,6 +51,8 @@ class Service:
         self._numbers = itertools.count(1)
         self._launches: dict[int, Launch] = {}
         self._temp: files.TempDir | None = None
+        self._turns = Turns(self._loop)
+        self._holder: AsidHolder | None = None
         self._ops: dict[str, Callable[..., None]] = {
             "facts": self._facts,
             "exec": self._exec,
@@ -57,6 +62,10 @@ class Service:
             "wait": self._wait,
             "kill": self._kill,
             "collect": self._collect,
+            "usage": self._usage,
+            "alone.begin": self._alone_begin,
+            "alone.hold": self._alone_hold,
+            "alone.end": self._alone_end,
         }
 
     def run(self) -> int:
@@ -148,13 +157,20 @@ class Service:
         def fail(kind: str, text: str, evidence: dict[str, Any]) -> None:
             self._error(number, kind, text, evidence)
 
+        self._guard(fail, lambda: handler(done, fail, **args))
+
+    def _guard(self, fail: command.Fail, work: Callable[[], None]) -> bool:
+        """Do it; what a request may be wrong about is its answer. False: it failed."""
         try:
-            handler(done, fail, **args)
+            work()
         except OSError as error:
             evidence = {"errno": error.errno, "path": error.filename, **getattr(error, "evidence", {})}
-            self._error(number, errno.errorcode.get(error.errno or 0, "OSError"), str(error), evidence)
+            fail(errno.errorcode.get(error.errno or 0, "OSError"), str(error), evidence)
         except (ValueError, TypeError, _UnknownLaunch) as error:
-            self._error(number, type(error).__name__.lstrip("_"), str(error), {})
+            fail(type(error).__name__.lstrip("_"), str(error), {})
+        else:
+            return True
+        return False
 
     def _answer(self, number: int, result: dict[str, Any]) -> None:
         try:
@@ -168,10 +184,11 @@ class Service:
     def _stream(self, message: dict[str, Any]) -> None:
         number = str(message["stream"]).partition(".")[0]
         launch = self._launches.get(int(number)) if number.isdigit() else None
-        if launch is None or launch.qmp.name != message["stream"]:
+        stream = launch.streams.get(message["stream"]) if launch else None
+        if stream is None:
             return  # collected meanwhile
         try:
-            launch.qmp.receive(message)
+            stream.receive(message)
         except (ValueError, TypeError) as error:
             raise FrameError(str(error), repr(message).encode()[:200]) from error
 
@@ -193,10 +210,17 @@ class Service:
         done(files.read(**args))
 
     def _launch(self, done: Done, fail: command.Fail, timeout_s: float, **args: Any) -> None:
-        number = next(self._numbers)
-        launch = Launch(number, self._loop, self._send, timeout_s=_positive(timeout_s), **args)
-        self._launches[number] = launch
-        done({"launch": number, "pid": launch.pid})
+        def start() -> None:
+            number = next(self._numbers)
+            given = {**args, "timeout_s": _positive(timeout_s), "on_end": self._turns.give_back}
+            self._launches[number] = launch = Launch(number, self._loop, self._send, **given)
+            done({"launch": number, "pid": launch.pid})
+
+        def granted() -> None:
+            if not self._guard(fail, start):
+                self._turns.give_back()
+
+        self._turns.share(granted, fail, _positive(timeout_s))
 
     def _wait(self, done: Done, fail: command.Fail, launch: int, until: str, timeout_s: float) -> None:
         self._get(launch).wait(done, until=until, timeout_s=_positive(timeout_s))
@@ -210,6 +234,49 @@ class Service:
             done(result)
 
         self._get(launch).collect(collected, timeout_s=_positive(timeout_s))
+
+    def _usage(self, done: Done, fail: command.Fail, settle_s: float = 0, **args: Any) -> None:
+        limit = settle_s + _USAGE_S
+        args["settle_s"] = settle_s
+        command.call(self._loop, done, fail, function=usage.usage, args=args, timeout_s=_positive(limit))
+
+    def _alone_begin(self, done: Done, fail: command.Fail, timeout_s: float) -> None:
+        self._turns.begin_alone(lambda: done({}), fail, _positive(timeout_s))
+
+    def _alone_hold(self, done: Done, fail: command.Fail, free: int | None) -> None:
+        """Leave `free` SEV-ES ASIDs in the pool; None gives all back."""
+        if not self._turns.alone:
+            raise ValueError("alone.hold: only while this agent is alone on the host")
+
+        def told(answer: dict[str, Any]) -> None:
+            if "error" in answer:
+                fail("NoAsids", answer["error"], {})
+            else:
+                done(answer)
+
+        def take() -> None:
+            self._holder = None if free is None else AsidHolder(self._loop, free, told)
+            if free is None:
+                done({"held": 0})
+
+        if self._holder is None:
+            take()
+        else:
+            self._holder.release(take)
+
+    def _alone_end(self, done: Done, fail: command.Fail) -> None:
+        if not self._turns.alone:
+            raise ValueError("alone.end: this agent is not alone")
+
+        def end() -> None:
+            self._holder = None
+            self._turns.end_alone()
+            done({})
+
+        if self._holder is None:
+            end()
+        else:
+            self._holder.release(end)
 
     def _get(self, number: int) -> Launch:
         try:

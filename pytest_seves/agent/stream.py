@@ -14,11 +14,12 @@ import binascii
 import contextlib
 import socket
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from pytest_seves.agent.bounded import Transcript
 from pytest_seves.agent.frames import STREAM_WINDOW
 from pytest_seves.agent.loop import Loop
+from pytest_seves.agent.qmp_sabotage import QmpSaboteur
 
 _CHUNK = 1 << 16
 
@@ -28,6 +29,7 @@ class Stream:
 
     :param send: takes a frame's message to the controller.
     :param on_end: called once, when the VMM has closed its end.
+    :param saboteur: changes what passes; the transcript holds what the controller saw.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Stream:
         send: Callable[[dict[str, Any]], None],
         on_end: Callable[[], None],
         limit: int,
+        saboteur: Optional[QmpSaboteur] = None,
     ) -> None:
         self.name = name
         self.transcript = Transcript(limit)
@@ -45,6 +48,7 @@ class Stream:
         self._loop = loop
         self._send = send
         self._on_end = on_end
+        self._saboteur = saboteur
         self._unacknowledged = 0
         self._queue = bytearray()
         self._eof_wanted = False
@@ -72,8 +76,21 @@ class Stream:
                 raise ValueError(f"stream {self.name}: wanted data in base64: {error!r}") from error
             if len(self._queue) + len(data) > STREAM_WINDOW:
                 raise ValueError(f"stream {self.name}: more than {STREAM_WINDOW} bytes unacknowledged")
-            self._queue += data
+            self._queue += data if self._saboteur is None else self._sabotaged(self._saboteur, data)
             self._write()
+
+    def _sabotaged(self, saboteur: QmpSaboteur, data: bytes) -> bytes:
+        """What is left for the VMM; what it is not to see is written down and answered here."""
+        passed = b""
+        for message, answer in saboteur.towards_vmm(data):
+            if answer is None:
+                passed += message
+                continue
+            now = time.monotonic_ns()
+            self._send({"stream": self.name, "ack": len(message)})
+            self.transcript.add(now, "in", message)
+            self._tell(answer, now)
+        return passed
 
     def _acknowledged(self, count: int) -> None:
         self._unacknowledged -= count
@@ -88,6 +105,13 @@ class Stream:
             self.close()
             self._on_end()
             return
+        if self._saboteur is not None:
+            data = self._saboteur.from_vmm(data)
+        if data:
+            self._tell(data, time.monotonic_ns())
+
+    def _tell(self, data: bytes, time_ns: int) -> None:
+        self.transcript.add(time_ns, "out", data)
         self._unacknowledged += len(data)
         if self._unacknowledged >= STREAM_WINDOW:
             self._loop.on_readable(self._sock.fileno(), None)
@@ -95,13 +119,11 @@ class Stream:
 
     def _read(self) -> bytes | None:
         try:
-            data = self._sock.recv(_CHUNK)
+            return self._sock.recv(_CHUNK)
         except BlockingIOError:
             return None
         except ConnectionResetError:
             return b""
-        self.transcript.add(time.monotonic_ns(), "out", data)
-        return data
 
     def _write(self) -> None:
         if self._queue and self._writable:
@@ -128,8 +150,8 @@ class Stream:
 
     def drain(self) -> None:
         """Write down what the VMM said last without waiting, and close."""
-        while self.open and self._read():
-            pass
+        while self.open and (data := self._read()):
+            self.transcript.add(time.monotonic_ns(), "out", data)
         self.close()
 
     def close(self) -> None:

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any, Optional
 
+from pytest_seves.agent import ptrace
 from pytest_seves.agent.capture import Call, Memory
 from pytest_seves.agent.descriptors import Descriptors
 from pytest_seves.agent.injection import Injecting
 from pytest_seves.agent.sabotage import Changes
+
+_NAME_SIZE = 16
 
 
 class Process:
@@ -54,11 +58,24 @@ class Tracee:
         self.skip_exit = False
         self.resume = resume
 
+    def takes_name(self, number: int, option: int, address: int, names: frozenset[bytes]) -> bool:
+        """Whether this system call gives the thread one of `names`."""
+        if not names or number != ptrace.SYS_PRCTL or option != ptrace.PR_SET_NAME:
+            return False
+        return self.process.memory.read(self.tid, address, _NAME_SIZE).partition(b"\0")[0] in names
+
 
 def signed(fd: int) -> int:
     """A descriptor number out of a 64-bit register."""
     fd &= 0xFFFFFFFF
     return fd - (1 << 32) if fd >> 31 else fd
+
+
+def send_signal(pids: list[int], number: int) -> None:
+    """Send a signal to those that are still there."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
 
 
 def thread_group(tid: int) -> int:

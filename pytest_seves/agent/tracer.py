@@ -8,12 +8,12 @@ verdict counts. Either way a vCPU's first KVM_RUN is met with a system call stop
 * trace: from KVM_SEV_LAUNCH_FINISH or KVM_SET_CLOCK (QEMU sets the clock when it lets the vCPUs go), or when
   nothing has happened for a while, the threads that own a vCPU are followed until each has run;
 * stop: every thread stops at every system call, all the time. Letting a vCPU's thread go in KVM_RUN would
-  lose what it does of its own accord (memory regions, a dump of its registers).
+  lose what it does of its own accord (memory regions, a dump of its registers). Threads of certain names go
+  free: QEMU's monitor reads its socket byte by byte, and with stops each QMP command took 40 ms.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
@@ -26,7 +26,7 @@ from pytest_seves.agent.descriptors import Descriptors
 from pytest_seves.agent.injection import Injecting
 from pytest_seves.agent.journal import Journal
 from pytest_seves.agent.sabotage import Injection, Saboteur
-from pytest_seves.agent.tracee import Process, Tracee, signed, thread_group, wait_status
+from pytest_seves.agent.tracee import Process, Tracee, send_signal, signed, thread_group, wait_status
 from pytest_seves.spec import kvm, sev
 
 _GROUP_STOPS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
@@ -44,14 +44,14 @@ class Tracer:
         self.exits: dict[int, int] = {}
         self.stops = {"syscall": 0, "seccomp": 0, "signal": 0, "event": 0}
         self.ran: set[int] = set()
+        self.free: frozenset[bytes] = frozenset()  # threads of these names are let go
         self.events = 0
         self.last: Optional[int] = None  # the process that used KVM and ended last
         self._trace = trace
         self._saboteur = saboteur
         self._journal = journal
-        self._requests = capture.RECORDED | saboteur.requests
-        self._plans = {request: capture.plan(request) for request in self._requests}
-        self._every_run = kvm.KVM_RUN in self._requests
+        self._plans = {request: capture.plan(request) for request in capture.RECORDED | saboteur.requests}
+        self._every_run = kvm.KVM_RUN in self._plans
         self._every_capability = kvm.KVM_CHECK_EXTENSION in saboteur.requests
         self._resume = ptrace.CONT if trace else ptrace.SYSCALL
         self._processes: dict[int, Process] = {}
@@ -76,9 +76,8 @@ class Tracer:
                 self._ended(tid, status)
                 continue
             tracee = self._tracees.get(tid)
-            if tracee is None:  # its first stop came before its parent's event
-                pid = thread_group(tid)
-                tracee = self._add(tid, self._processes.get(pid) or Process(pid, Descriptors(pid)))
+            if tracee is None:
+                tracee = self._early(tid)
             if self._asked and tid in self._asked:
                 self._stopped_as_asked(tracee)
             number, event = status >> 8 & 0xFF, status >> 16
@@ -122,7 +121,7 @@ class Tracer:
         kind, number, fd, request, arg = ptrace.syscall_entry(tracee.tid)
         if kind == ptrace.INFO_ENTRY:
             if tracee.injecting is None:
-                self._syscall_entry(tracee, number, fd, request & 0xFFFFFFFF, arg)
+                self._syscall_entry(tracee, number, fd, request, arg)
         elif kind == ptrace.INFO_EXIT:
             if tracee.injecting is not None:
                 self._injected(tracee, tracee.injecting, ptrace.syscall_result())
@@ -132,18 +131,20 @@ class Tracer:
 
     def _syscall_entry(self, tracee: Tracee, number: int, fd: int, request: int, arg: int) -> None:
         if number == ptrace.SYS_IOCTL:
+            request &= 0xFFFFFFFF
             if request == kvm.KVM_RUN and not self._every_run:
                 self._run_entry(tracee, fd)
                 return
             if self._trace:  # the filter's stop comes next
                 return
-            if request in self._requests and (request != kvm.KVM_CHECK_EXTENSION or self._is_recorded(arg)):
+            capability = self._every_capability or arg & 0xFFFFFFFF in capture.CAPABILITIES
+            if request in self._plans and (request != kvm.KVM_CHECK_EXTENSION or capability):
                 self._enter(tracee, fd, request, arg)
                 return
+        elif tracee.takes_name(number, fd, request, self.free):
+            tracee.resume = ptrace.CONT
+            return
         tracee.skip_exit = not self._trace
-
-    def _is_recorded(self, capability: int) -> bool:
-        return self._every_capability or capability & 0xFFFFFFFF in capture.CAPABILITIES
 
     def _seccomp_stop(self, tracee: Tracee) -> None:
         self.stops["seccomp"] += 1
@@ -175,6 +176,11 @@ class Tracer:
         self._tracees[tid] = tracee = Tracee(tid, process, self._resume)
         return tracee
 
+    def _early(self, tid: int) -> Tracee:
+        """Its first stop came before its parent's event."""
+        pid = thread_group(tid)
+        return self._add(tid, self._processes.get(pid) or Process(pid, Descriptors(pid)))
+
     def _forked(self, parent: Tracee) -> None:
         tid = ptrace.event_message(parent.tid)
         if tid is None:
@@ -191,8 +197,7 @@ class Tracer:
             known.process.descriptors = process.descriptors.forked(tid)
 
     def _executed(self, tracee: Tracee) -> None:
-        former = ptrace.event_message(tracee.tid)
-        if former is not None and former != tracee.tid:
+        if (former := ptrace.event_message(tracee.tid)) not in (None, tracee.tid):
             self._tracees.pop(former, None)
         tracee.executed(self._resume)
         tracee.process.executed()
@@ -205,9 +210,9 @@ class Tracer:
         tracee = self._tracees.pop(tid, None)
         self._asked.discard(tid)
         self._release()
+        if tid == self.child:
+            self.exits[tid] = status
         if tracee is None:
-            if tid == self.child:
-                self.exits[tid] = status
             return
         process = tracee.process
         process.waiting = {vcpu: owner for vcpu, owner in process.waiting.items() if owner != tid}
@@ -224,9 +229,7 @@ class Tracer:
 
     def signal(self, number: int) -> None:
         """Send a signal to the first process, or, when that is gone, to all that it left behind."""
-        for pid in [self.child] if self.child in self._processes else self._processes:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, number)
+        send_signal([self.child] if self.child in self._processes else [*self._processes], number)
 
     # Calls
 
@@ -320,12 +323,11 @@ class Tracer:
                     tracee.resume = ptrace.SYSCALL
         elif call.request == kvm.KVM_SET_CLOCK:
             self._follow(process, tracee)
-        elif call.sev_id == _UPDATE_VMSA and seen == 0:
+        elif call.sev_id in (_UPDATE_VMSA, _FINISH) and seen == 0:
             process.live.add(call.fd)
-        elif call.sev_id == _FINISH and seen == 0:
-            process.live.add(call.fd)
-            self._journal.milestone({"finish": True})
-            self._follow(process, tracee)
+            if call.sev_id == _FINISH:
+                self._journal.milestone({"finish": True})
+                self._follow(process, tracee)
         elif ret == -errno.EBADF:
             process.descriptors.closed(call.fd)
 
@@ -336,9 +338,8 @@ class Tracer:
         descriptor = process.descriptors.at(signed(fd), kvm.KVM_RUN)
         vcpu = descriptor.vm, descriptor.vcpu if descriptor.vcpu is not None else -1
         if vcpu in process.waiting:
-            call = Call(
-                time.monotonic_ns(), process.pid, tracee.tid, signed(fd), kvm.KVM_RUN, 0, process.memory
-            )
+            now, pid = time.monotonic_ns(), process.pid
+            call = Call(now, pid, tracee.tid, signed(fd), kvm.KVM_RUN, 0, process.memory)
             call.descriptor = descriptor
             self._emit(call)
             self._first_run(process, vcpu)
@@ -353,9 +354,8 @@ class Tracer:
         self.ran.add(vcpu[1])
         self._journal.milestone({"run": vcpu[1]})
         if self._trace and not process.waiting:
-            for tracee in self._tracees.values():
-                if tracee.process is process:
-                    tracee.resume = ptrace.CONT
+            for tracee in [tracee for tracee in self._tracees.values() if tracee.process is process]:
+                tracee.resume = ptrace.CONT
 
     def _follow(self, process: Process, holder: Optional[Tracee]) -> None:
         """Stop the threads that own a vCPU, and see their system calls until each vCPU has run.
@@ -388,8 +388,7 @@ class Tracer:
         """Let the thread go on that waited for the others, once none is left."""
         if self._held is None or self._asked:
             return
-        holder = self._tracees.get(self._held)
-        self._held = None
+        holder, self._held = self._tracees.get(self._held), None
         if holder is not None:
             self._resume_from(holder)
 

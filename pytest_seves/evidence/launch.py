@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pytest_seves.errors import Undecided
 from pytest_seves.spec.sev import Policy
 
+from .gdb import GdbTranscript
 from .qmp import QmpTranscript
 from .timeline import ES_INIT_COMMANDS, INIT_COMMANDS, Stage, Timeline
 
@@ -50,6 +51,19 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What guests hold of a host at one time; None where the host does not tell.
+
+    :param sev, sev_es: ASIDs in use of either range, by the misc cgroup.
+    :param guests: the firmware's guest count (SEV API, PLATFORM_STATUS).
+    """
+
+    sev: int | None
+    sev_es: int | None
+    guests: int | None
+
+
+@dataclass(frozen=True)
 class Launch:
     """Evidence of one launch.
 
@@ -69,6 +83,9 @@ class Launch:
     stderr: Output
     exit: Exit
     phase: str = ""
+    gdb: GdbTranscript = field(default_factory=GdbTranscript)
+    #: Before it and after it, where no other guest was launched on the host meanwhile.
+    usage: tuple[Usage, Usage] | None = None
 
     def reached(self, stage: Stage) -> Launch:
         """This launch, if it came as far as `stage`.

@@ -7,7 +7,8 @@ a conformance check that was never seen to fail is worth nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from errno import EINVAL
 
 from pytest_seves.errors import UsageError
@@ -16,6 +17,7 @@ from pytest_seves.spec.layout import Layout
 from pytest_seves.spec.sev import Policy, SevCmd, SevIssue
 
 from .faults import Rule, on_sev
+from .spec import GuestSpec
 
 _START = sev.KVM_SEV_LAUNCH_START_DATA
 _CMD = sev.KVM_SEV_CMD
@@ -34,10 +36,38 @@ class Defect:
     what: str
     breaks: frozenset[str]
     rules: tuple[Rule, ...] = ()
+    #: What the VMM answers wrongly over QMP (:mod:`pytest_seves.agent.qmp_sabotage`).
+    qmp_rules: tuple[Rule, ...] = ()
     #: Machine options that the VMM takes and then ignores.
     ignores: frozenset[str] = frozenset()
+    #: Devices that the VMM takes and then leaves out.
+    ignores_devices: frozenset[str] = frozenset()
     #: True for a VMM that boots its usual firmware, whichever it was told to.
     ignores_firmware: bool = False
+    #: Arguments that give the VMM a wrong default.
+    arguments: tuple[str, ...] = ()
+
+    def heeded(self, spec: GuestSpec) -> GuestSpec:
+        """What the VMM makes of what it was told."""
+        kept = [word for pair in _pairs(spec.extra) if not self._ignores(pair) for word in pair]
+        return replace(
+            spec,
+            machine_options=tuple(o for o in spec.machine_options if o[0] not in self.ignores),
+            firmware=None if self.ignores_firmware else spec.firmware,
+            extra=(*kept, *self.arguments),
+        )
+
+    def _ignores(self, pair: tuple[str, ...]) -> bool:
+        return pair[0] == "-device" and pair[1].partition(",")[0] in self.ignores_devices
+
+
+def _pairs(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Options with their values; a flag stands alone."""
+    rest = list(words)
+    while rest:
+        size = 2 if len(rest) > 1 and not rest[1].startswith("-") else 1
+        yield tuple(rest[:size])
+        rest = rest[size:]
 
 
 def _policy_bits(name: str, value: int, mask: int, after: str | None = None) -> Rule:

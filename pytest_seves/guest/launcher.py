@@ -7,13 +7,15 @@ import base64
 import hashlib
 import json
 import zlib
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_seves.errors import RigError, Unsupported
-from pytest_seves.evidence.launch import Launch
+from pytest_seves.evidence.launch import Launch, Usage
 from pytest_seves.spec import kvm
 
 from . import qemu
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 _PUT_TIMEOUT_S = 60.0
 _PROBE_S = 20.0
+_ALONE_S = 120.0
+_SETTLE_S = 3.0
 
 
 class Launcher:
@@ -34,18 +38,22 @@ class Launcher:
 
     :param defects: names of defects that every launch is to have.
     :param artifacts: directory for evidence of this host, None to keep it in memory only.
+    :param worker: name of the xdist worker, for the folders of its evidence.
     """
 
     def __init__(
-        self, target: Target, *, defects: tuple[str, ...] = (), artifacts: Path | None = None
+        self,
+        target: Target,
+        *,
+        defects: tuple[str, ...] = (),
+        artifacts: Path | None = None,
+        worker: str = "",
     ) -> None:
         self._target = target
-        chosen = chosen_defects(defects)
-        self._rules = tuple(rule for defect in chosen for rule in defect.rules)
-        self._ignored = frozenset(name for defect in chosen for name in defect.ignores)
-        self._ignores_firmware = any(defect.ignores_firmware for defect in chosen)
+        self._defects = chosen_defects(defects)
         self._files: dict[tuple[str, str], str] = {}
         self._artifacts = artifacts
+        self._worker = worker
         self._kept: dict[GuestSpec, Launch | RigError] = {}
         #: Guests launched, and times one was asked for.
         self.launched = 0
@@ -61,13 +69,26 @@ class Launcher:
         self.served += 1
         if spec not in self._kept:
             try:
-                self._kept[spec] = self._launch(spec)
+                self._kept[spec] = self.launch(spec)
             except RigError as error:
                 self._kept[spec] = error
         kept = self._kept[spec]
         if isinstance(kept, RigError):
             raise kept
         return kept
+
+    @contextmanager
+    def alone(self) -> Iterator[Alone]:
+        """No other guest is launched on this host meanwhile: what a launch gives back can be counted.
+
+        :raise HostError: others do not let go of the host in time.
+        """
+        client = self._target.client
+        client.call("alone.begin", {"timeout_s": _ALONE_S})
+        try:
+            yield Alone(self, self._target)
+        finally:
+            client.call("alone.end")
 
     def put(self, name: str, content: bytes) -> str:
         """Put a file on the host for guests to use; returns its path there. It is gone when the run ends."""
@@ -78,28 +99,42 @@ class Launcher:
             self._files[key] = str(told["path"])
         return self._files[key]
 
-    def _launch(self, spec: GuestSpec) -> Launch:
+    def launch(self, spec: GuestSpec) -> Launch:
+        """Launch it, whether one like it was launched before or not."""
         target = self._target
         target.require_ready()
         if spec.init_path == "INIT2" and not (target.facts.vm_types or 0) >> kvm.KVM_X86_SEV_ES_VM & 1:
             raise Unsupported(
                 f"{target.name}: this kernel has no KVM_SEV_INIT2: KVM_CAP_VM_TYPES has no SEV-ES VM"
             )
-        heeded = tuple(option for option in spec.machine_options if option[0] not in self._ignored)
         argv = qemu.arguments(
-            replace(spec, machine_options=heeded, firmware=None if self._ignores_firmware else spec.firmware),
+            self._heeded(spec),
             binary=target.entry.vmm.binary,
             firmware=target.facts.firmware.path or "",
             cbit=target.facts.cbitpos or 0,
             reduced_phys_bits=target.facts.reduced_phys_bits,
             properties=self._properties,
         )
-        rules = (*fault_rules(spec.faults), *self._rules)
         self.launched += 1
-        launch = observe(target.client, argv, host=target.name, rules=rules, paused=spec.paused)
+        launch = observe(
+            target.client,
+            argv,
+            host=target.name,
+            rules=(*fault_rules(spec.faults), *(rule for defect in self._defects for rule in defect.rules)),
+            qmp_rules=[rule for defect in self._defects for rule in defect.qmp_rules],
+            paused=spec.paused,
+            steps=spec.steps,
+            ends=spec.ends,
+        )
         if self._artifacts:
             self._archive(launch, spec)
         return launch
+
+    def _heeded(self, spec: GuestSpec) -> GuestSpec:
+        """What the VMM makes of it: with some defects it does not heed all that it is told."""
+        for defect in self._defects:
+            spec = defect.heeded(spec)
+        return spec
 
     @cached_property
     def _properties(self) -> frozenset[str]:
@@ -110,7 +145,7 @@ class Launcher:
 
     def _archive(self, launch: Launch, spec: GuestSpec) -> None:
         assert self._artifacts is not None
-        folder = self._artifacts / "launches" / _folder_name(spec, self.launched)
+        folder = self._artifacts / "launches" / self._folder_name(spec)
         folder.mkdir(parents=True, exist_ok=True)
         about = {
             "argv": launch.argv,
@@ -124,6 +159,36 @@ class Launcher:
         for name in ("console", "stdout", "stderr"):
             (folder / f"{name}.txt").write_text(getattr(launch, name).text)
 
+    def _folder_name(self, spec: GuestSpec) -> str:
+        number = "-".join(filter(None, (self._worker, f"{self.launched:03}")))
+        return "-".join([number, f"{spec.vcpus}vcpu", policy_name(spec.policy), *spec.faults])
 
-def _folder_name(spec: GuestSpec, number: int) -> str:
-    return "-".join([f"{number:03}", f"{spec.vcpus}vcpu", policy_name(spec.policy), *spec.faults])
+
+class Alone:
+    """Launches that nobody shares, on a host where no other guest is launched meanwhile.
+
+    Each one's evidence says what guests held of the host before it and after it.
+    """
+
+    def __init__(self, launcher: Launcher, target: Target) -> None:
+        self._launcher = launcher
+        self._client = target.client
+
+    def __call__(self, **options: Any) -> Launch:
+        """Launch a guest; options as those of :class:`~pytest_seves.guest.spec.GuestSpec`."""
+        before = self._usage()
+        launch = self._launcher.launch(GuestSpec.of(**options))
+        return replace(launch, usage=(before, self._usage(wanted=before)))
+
+    def leave_free(self, es_asids: int | None) -> int:
+        """Take SEV-ES ASIDs out of the pool until so many are left; None gives all back.
+
+        Returns how many are held.
+
+        :raise HostError: fewer than that were free.
+        """
+        return int(self._client.call("alone.hold", {"free": es_asids}, timeout_s=_ALONE_S)["held"])
+
+    def _usage(self, wanted: Usage | None = None) -> Usage:
+        args = {} if wanted is None else {"wanted": asdict(wanted), "settle_s": _SETTLE_S}
+        return Usage(**self._client.call("usage", args))

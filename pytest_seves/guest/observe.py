@@ -9,30 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import logging
-import socket
 import time
 import zlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from typing import TYPE_CHECKING, Any
 
 from pytest_seves.errors import EvidenceError
+from pytest_seves.evidence.gdb import GdbTranscript
 from pytest_seves.evidence.launch import Exit, Launch, Output
 from pytest_seves.evidence.qmp import QmpTranscript
 from pytest_seves.evidence.timeline import Timeline
 
+from . import qemu
+from .conversation import END_GRACE_S, Conversation
 from .faults import Rule
+from .steps import Gdb, Repeat, Step
 
 if TYPE_CHECKING:
     from pytest_seves.host.client import AgentClient
 
-#: Asked of every guest, before it runs (when it was started paused) and while it runs.
-QUESTIONS = ("query-status", "query-sev", "query-sev-launch-measure", "query-sev-capabilities")
-_QUIT_GRACE_S = 10.0
-_T = TypeVar("_T")
+#: Bytes that the agent keeps of what is said, and further ones for each repeated command.
+_KEPT = 1 << 20
+_KEPT_EACH = 8 << 10
 
 
 def observe(
@@ -41,96 +40,49 @@ def observe(
     *,
     host: str,
     rules: Sequence[Rule] = (),
+    qmp_rules: Sequence[Rule] = (),
     paused: bool = False,
+    steps: Sequence[Step] = (),
+    ends: str = "quit",
     timeout_s: float = 60.0,
     mode: str = "auto",
 ) -> Launch:
-    """Launch `argv` under the recorder, observe it until its vCPUs run, and quit it.
+    """Launch `argv` under the recorder, observe it until its vCPUs run, take the steps, and end it.
 
     :param rules: sabotage rules for the recorder, faults and defects alike.
+    :param qmp_rules: sabotage of the QMP conversation (:mod:`pytest_seves.agent.qmp_sabotage`).
     :param paused: the VMM was told to start stopped; it is continued after the first questions.
+    :param ends: ``quit`` or the name of a signal.
     :param timeout_s: for the whole launch; a VMM that is not done by then is killed, on the host.
     :param mode: how to record, ``auto``, ``trace`` or ``stop``.
     :raise RigError: our side failed; never for anything that the VMM did.
     """
-    deadline = time.monotonic() + timeout_s
+    repeated = sum(step.times * len(step.steps) for step in steps if isinstance(step, Repeat))
     request = {
         "argv": list(argv),
         "rules": [dict(rule) for rule in rules],
+        "qmp_rules": [dict(rule) for rule in qmp_rules],
+        "gdb": any(isinstance(step, Gdb) for step in steps),
+        "unwatched": qemu.UNWATCHED_THREADS,
         "mode": mode,
         "timeout_s": timeout_s,
+        "limit": _KEPT + _KEPT_EACH * repeated,
     }
-    number = client.call("launch", request, timeout_s=timeout_s)["launch"]
+    number = client.call("launch", request, timeout_s=2 * timeout_s)["launch"]
+    deadline = time.monotonic() + timeout_s
     with client.stream(f"{number}.qmp") as qmp:
-        conversation = _Conversation(client, number, qmp, deadline)
+        conversation = Conversation(client, number, deadline)
+        work = conversation.hold(qmp, paused=paused, steps=steps, ends=ends)
         # A thread of its own: the caller may be inside an event loop already.
         with ThreadPoolExecutor(1, thread_name_prefix="qmp") as pool:
-            pool.submit(asyncio.run, conversation.hold(paused)).result()
+            pool.submit(asyncio.run, work).result()
         left = max(deadline - time.monotonic(), 0.1)
         collected = client.call(
             "collect",
-            {"launch": number, "timeout_s": min(left, _QUIT_GRACE_S)},
-            timeout_s=timeout_s + _QUIT_GRACE_S,
+            {"launch": number, "timeout_s": min(left, END_GRACE_S)},
+            timeout_s=timeout_s + END_GRACE_S,
         )
     return _launch(collected, argv=tuple(argv), host=host, phase=conversation.phase)
-
-
-class _Conversation:
-    """Questions to one VMM over QMP; `phase` names what was under way when the VMM did not play along."""
-
-    def __init__(self, client: AgentClient, number: int, qmp: socket.socket, deadline: float) -> None:
-        self._client = client
-        self._number = number
-        self._socket = qmp
-        self._deadline = deadline
-        self.phase = "waiting for the QMP greeting"
-
-    async def hold(self, paused: bool) -> None:
-        """Ask, let it run, ask again, quit."""
-        peer = QMPClient(f"launch-{self._number}")
-        peer.logger.setLevel(logging.CRITICAL)  # a VMM that dies is evidence, not news for the log
-        try:
-            await self._within(peer.connect(self._socket))
-            if paused:
-                await self._ask(peer)
-                await self._execute(peer, "cont")
-            self.phase = "waiting for every vCPU to run"
-            if await asyncio.to_thread(self._running):
-                await self._ask(peer)
-                await self._execute(peer, "quit")
-                self.phase = ""
-        except (TimeoutError, QMPError, OSError, EOFError):
-            return  # phase says what was under way; the transcript and the exit say the rest
-        finally:
-            await self._goodbye(peer)
-
-    async def _ask(self, peer: QMPClient) -> None:
-        for question in QUESTIONS:
-            await self._execute(peer, question)
-
-    async def _execute(self, peer: QMPClient, command: str) -> None:
-        self.phase = f"executing {command}"
-        try:
-            await self._within(peer.execute(command))
-        except ExecuteError:
-            return  # an answer like any other: the transcript holds it
-        except ExecInterruptedError:
-            if command != "quit":  # QEMU may close before it has answered quit
-                raise
-
-    def _running(self) -> bool:
-        left = max(self._deadline - time.monotonic(), 0.1)
-        request = {"launch": self._number, "until": "running", "timeout_s": left}
-        return bool(self._client.call("wait", request, timeout_s=left + _QUIT_GRACE_S)["reached"])
-
-    async def _within(self, work: Awaitable[_T]) -> _T:
-        return await asyncio.wait_for(work, max(self._deadline - time.monotonic(), 0.1))
-
-    async def _goodbye(self, peer: QMPClient) -> None:
-        try:
-            await asyncio.wait_for(peer.disconnect(), _QUIT_GRACE_S)
-        except (TimeoutError, QMPError, OSError, EOFError):
-            return  # it was a goodbye to a VMM that had gone first
 
 
 def _launch(collected: dict[str, Any], *, argv: tuple[str, ...], host: str, phase: str) -> Launch:
@@ -143,9 +95,7 @@ def _launch(collected: dict[str, Any], *, argv: tuple[str, ...], host: str, phas
     try:
         recording_z = base64.b64decode(collected["timeline_z"])
         timeline = Timeline.from_jsonl(zlib.decompress(recording_z))
-        transcript = QmpTranscript.from_chunks(
-            [(int(t), str(way), str(text)) for t, way, text in collected["qmp"]]
-        )
+        transcript = QmpTranscript.from_chunks(_chunks(collected["qmp"]))
         ended = collected["exit"]
         return Launch(
             host=host,
@@ -153,6 +103,7 @@ def _launch(collected: dict[str, Any], *, argv: tuple[str, ...], host: str, phas
             timeline=timeline,
             recording_z=recording_z,
             qmp=transcript,
+            gdb=GdbTranscript.from_chunks(_chunks(collected["gdb"])),
             console=_output(collected["console"]),
             stdout=_output(collected["stdout"]),
             stderr=_output(collected["stderr"]),
@@ -164,6 +115,10 @@ def _launch(collected: dict[str, Any], *, argv: tuple[str, ...], host: str, phas
             f"{host}: what the agent collected cannot be read: {type(error).__name__}: {error}",
             collected=collected,
         ) from error
+
+
+def _chunks(recorded: Sequence[Sequence[Any]]) -> list[tuple[int, str, str]]:
+    return [(int(time_ns), str(way), str(text)) for time_ns, way, text in recorded]
 
 
 def _output(record: dict[str, Any]) -> Output:

@@ -14,6 +14,12 @@ from .spec import GuestSpec
 #: Descriptors that the agent hands to the VMM: connected UNIX sockets.
 QMP_FD = 3
 CONSOLE_FD = 4
+GDB_FD = 5
+#: The line of the human monitor that starts the gdbstub on that descriptor; it stops the guest.
+START_GDBSTUB = "gdbserver chardev:gdb"
+
+#: The monitor's thread, as it calls itself with ``debug-threads=on``; it uses no KVM.
+UNWATCHED_THREADS = ("IO mon_iothread",)
 
 _LEGACY_VM_TYPE = {"ES_INIT": "on", "INIT2": "off"}
 
@@ -44,6 +50,7 @@ def arguments(
         binary,
         "-nodefaults",
         "-no-user-config",
+        *("-name", "debug-threads=on"),
         *("-display", "none"),
         *("-machine", ",".join(machine)),
         *secret,
@@ -53,6 +60,7 @@ def arguments(
         *_firmware(spec, spec.firmware or firmware),
         *("-chardev", f"socket,id=qmp,fd={QMP_FD}", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=console,fd={CONSOLE_FD}", "-serial", "chardev:console"),
+        *(("-chardev", f"socket,id=gdb,fd={GDB_FD}") if spec.debugged else ()),
         *(("-S",) if spec.paused else ()),
         *spec.extra,
     )

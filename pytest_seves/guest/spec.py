@@ -9,9 +9,13 @@ from typing import Any
 from pytest_seves.errors import UsageError
 from pytest_seves.spec.sev import Policy
 
+from .steps import Gdb, Step
+
 #: Ways to initialise a SEV-ES guest; None leaves the choice to the VMM.
 INIT_PATHS = ("ES_INIT", "INIT2")
 MAX_VCPUS = 4096
+#: Ways to end a guest that has been observed.
+ENDS = ("quit", "SIGTERM", "SIGKILL")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class GuestSpec:
     :param session: the owner's session, None lets the firmware make its own keys.
     :param extra: arguments appended as they are.
     :param faults: names of circumstances (:mod:`pytest_seves.guest.faults`) the VMM is to meet.
+    :param steps: what is done to the running guest (:mod:`pytest_seves.guest.steps`).
+    :param ends: how it is ended: one of :data:`ENDS`.
     """
 
     vcpus: int = 1
@@ -58,6 +64,8 @@ class GuestSpec:
     session: OwnerSession | None = None
     extra: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
+    ends: str = "quit"
 
     def __post_init__(self) -> None:
         if not 1 <= self.vcpus <= MAX_VCPUS:
@@ -68,11 +76,18 @@ class GuestSpec:
             raise UsageError(f"init_path: wanted one of {INIT_PATHS} or None, got {self.init_path!r}")
         if self.firmware_via not in ("bios", "pflash"):
             raise UsageError(f"firmware_via: wanted 'bios' or 'pflash', got {self.firmware_via!r}")
+        if self.ends not in ENDS:
+            raise UsageError(f"ends: wanted one of {ENDS}, got {self.ends!r}")
 
     @property
     def es(self) -> bool:
         """True for a SEV-ES guest: policy bit 2 (SEV API, guest policy)."""
         return self.policy is not None and bool(self.policy & Policy.ES)
+
+    @property
+    def debugged(self) -> bool:
+        """True when a debugger attaches to the VMM's gdbstub."""
+        return any(isinstance(step, Gdb) for step in self.steps)
 
     @classmethod
     def of(cls, **options: Any) -> GuestSpec:
@@ -93,7 +108,7 @@ class GuestSpec:
             named = dict(machine)
             options["machine"] = named.pop("type", cls.machine)
             options["machine_options"] = tuple((str(k), str(v)) for k, v in named.items())
-        for name in ("extra", "faults"):
+        for name in ("extra", "faults", "steps"):
             if name in options:
                 options[name] = tuple(options[name])
         return cls(**options)

@@ -109,8 +109,8 @@ def write_configuration(directory: Path, port: int, user: str, command: str) -> 
         "PrintLastLog": "no",
         "UseDNS": "no",
         # sshd runs the ForceCommand through the user's shell, whose start-up files (slow ones exist) are for
-        # the command itself: the session gives it its real HOME back.
-        "SetEnv": f"HOME={directory}",
+        # the command itself: the session gives it its real HOME back. Temporary files are this host's own.
+        "SetEnv": f"HOME={directory} TMPDIR={directory}",
         "ForceCommand": command,
     }
     path = directory / "sshd_config"

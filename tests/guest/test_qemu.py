@@ -35,7 +35,8 @@ def line(**options: Any) -> str:
 def test_the_default_guest() -> None:
     """One vCPU, ES and NODBG, firmware by -bios."""
     assert line() == (
-        "/usr/bin/qemu-system-x86_64 -nodefaults -no-user-config -display none "
+        "/usr/bin/qemu-system-x86_64 -nodefaults -no-user-config -name debug-threads=on "
+        "-display none "
         "-machine q35,accel=kvm,confidential-guest-support=sev0 "
         "-object sev-guest,id=sev0,policy=0x5,cbitpos=51,reduced-phys-bits=1 "
         "-cpu EPYC-v3 -smp 1 -m 256M -bios /usr/share/ovmf/OVMF.fd "

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whose turn it is on this host: any number of launches at a time, or one agent alone.
+
+What a launch gives back can only be counted while nobody else takes anything. Two locks on files that every
+agent of the host uses: `use` is shared by launches and exclusive for who is alone; `gate` is held while one
+waits for `use`, so that a stream of launches does not starve who wants to be alone. Locks end with their
+process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+import time
+from typing import Any, Callable
+
+from pytest_seves.agent.loop import Loop
+
+_AGAIN_S = 0.01
+_NAME = "pytest-seves.{}.lock"
+
+Granted = Callable[[], None]
+Fail = Callable[[str, str, dict[str, Any]], None]
+
+
+class Turns:
+    """This agent's part in it.
+
+    :param directory: where the host's agents meet; the temporary directory unless told.
+    """
+
+    def __init__(self, loop: Loop, directory: str | None = None) -> None:
+        self.alone = False
+        self._loop = loop
+        self._directory = directory or tempfile.gettempdir()
+        self._sharers = 0
+        self._use = -1
+
+    def share(self, granted: Granted, fail: Fail, timeout_s: float) -> None:
+        """Call `granted` once guests may be launched here; :meth:`give_back` once for each."""
+        if self.alone or self._sharers:
+            self._sharers += 1
+            granted()
+            return
+
+        def shared() -> None:
+            self._sharers += 1
+            granted()
+
+        self._take(fcntl.LOCK_SH, shared, fail, timeout_s)
+
+    def give_back(self) -> None:
+        """One launch less."""
+        self._sharers -= 1
+        if not self._sharers and not self.alone:
+            self._release()
+
+    def begin_alone(self, granted: Granted, fail: Fail, timeout_s: float) -> None:
+        """Call `granted` once no other agent launches, and none will until :meth:`end_alone`.
+
+        :raise ValueError: this agent is alone already, or has a launch under way.
+        """
+        if self.alone or self._sharers:
+            raise ValueError("this agent is alone already, or has launches under way")
+
+        def exclusive() -> None:
+            self.alone = True
+            granted()
+
+        self._take(fcntl.LOCK_EX, exclusive, fail, timeout_s)
+
+    def end_alone(self) -> None:
+        """Let the others in again."""
+        self.alone = False
+        if not self._sharers:
+            self._release()
+
+    def _release(self) -> None:
+        os.close(self._use)
+        self._use = -1
+
+    def _take(self, how: int, granted: Granted, fail: Fail, timeout_s: float) -> None:
+        gate, use = self._open("gate"), self._open("use")
+        deadline = time.monotonic() + timeout_s
+        through = False
+
+        def attempt() -> None:
+            nonlocal through
+            through = through or _lock(gate, fcntl.LOCK_EX)
+            if through and _lock(use, how):
+                os.close(gate)
+                self._use = use
+                granted()
+            elif time.monotonic() < deadline:
+                self._loop.after(_AGAIN_S, attempt)
+            else:
+                os.close(gate)
+                os.close(use)
+                text = (
+                    f"other runs launch guests on this host, and held {self._path('use')} for {timeout_s:g} s"
+                )
+                fail("Busy", text, {"lock": self._path("use"), "timeout_s": timeout_s})
+
+        attempt()
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._directory, _NAME.format(name))
+
+    def _open(self, name: str) -> int:
+        """Read-only is enough to lock, and all that another account's file in a sticky directory allows."""
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(self._path(name), flags)
+        return os.open(self._path(name), flags | os.O_CREAT, 0o644)
+
+
+def _lock(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

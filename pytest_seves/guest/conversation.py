@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is said to a VMM during a launch: questions, the steps of its specification, and how it is ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, TypeVar
+
+from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
+
+from . import qemu
+from .gdbstub import GdbStub, StubError
+from .steps import Gdb, Qmp, Repeat, Step, hmp
+
+if TYPE_CHECKING:
+    from pytest_seves.host.client import AgentClient
+
+#: Asked of every guest, before it runs (when it was started paused) and while it runs.
+QUESTIONS = ("query-status", "query-sev", "query-sev-launch-measure", "query-sev-capabilities")
+END_GRACE_S = 10.0
+#: Commands of a repetition that are under way at once.
+_IN_FLIGHT = 64
+_T = TypeVar("_T")
+
+
+class Conversation:
+    """One launch's; `phase` names what was under way when the VMM did not play along.
+
+    :param number: of the launch, on the agent.
+    :param deadline: on the monotonic clock.
+    """
+
+    def __init__(self, client: AgentClient, number: int, deadline: float) -> None:
+        self._client = client
+        self._number = number
+        self._deadline = deadline
+        self.phase = "waiting for the QMP greeting"
+
+    async def hold(self, qmp: socket.socket, *, paused: bool, steps: Sequence[Step], ends: str) -> None:
+        """Ask, let it run, ask again, take the steps, end it."""
+        peer = QMPClient(f"launch-{self._number}")
+        peer.logger.setLevel(logging.CRITICAL)  # a VMM that dies is evidence, not news for the log
+        try:
+            await self._within(peer.connect(qmp))
+            if paused:
+                await self._ask(peer)
+                await self._execute(peer, Qmp("cont"))
+            self.phase = "waiting for every vCPU to run"
+            if await asyncio.to_thread(self._running):
+                await self._ask(peer)
+                await self._take(peer, steps)
+                if peer.runstate is Runstate.RUNNING:
+                    await self._finish(peer, ends, asked_again=bool(steps))
+                self.phase = ""
+        except (TimeoutError, QMPError, OSError, EOFError, StubError) as error:
+            if isinstance(error, StubError):
+                self.phase += f": {error}"
+            return  # phase says what was under way; the transcript and the exit say the rest
+        finally:
+            await self._goodbye(peer)
+
+    async def _ask(self, peer: QMPClient) -> None:
+        for question in QUESTIONS:
+            await self._execute(peer, Qmp(question))
+
+    async def _take(self, peer: QMPClient, steps: Sequence[Step]) -> None:
+        for step in steps:
+            if isinstance(step, Gdb):
+                await self._debug(peer, step)
+            elif isinstance(step, Repeat):
+                await self._repeat(peer, step)
+            else:
+                await self._execute(peer, step)
+
+    async def _execute(self, peer: QMPClient, step: Qmp) -> None:
+        self.phase = f"executing {step.command}"
+        listener = EventListener(step.until)
+        with peer.listen(listener) if step.until else nullcontext():
+            try:
+                await self._within(peer.execute(step.command, json.loads(step.arguments)))
+            except ExecuteError:
+                return  # an answer like any other: the transcript holds it
+            except ExecInterruptedError:
+                if step.command != "quit" and not step.until:  # it may close before it has answered
+                    raise
+            if step.until:
+                self.phase = f"waiting for {' or '.join(step.until)} after {step.command}"
+                await self._within(_event_or_end(peer, listener))
+
+    async def _repeat(self, peer: QMPClient, step: Repeat) -> None:
+        commands = [*step.steps] * step.times
+        for start in range(0, len(commands), _IN_FLIGHT):
+            batch = commands[start : start + _IN_FLIGHT]
+            await asyncio.gather(*(self._execute(peer, command) for command in batch))
+
+    async def _debug(self, peer: QMPClient, step: Gdb) -> None:
+        await self._execute(peer, hmp(qemu.START_GDBSTUB))
+        self.phase = "talking to the gdbstub"
+        await asyncio.to_thread(self._exchange, step.packets)
+
+    def _exchange(self, packets: Sequence[str]) -> None:
+        with self._client.stream(f"{self._number}.gdb") as peer:
+            stub = GdbStub(peer, self._deadline)
+            for packet in packets:
+                self.phase = f"talking to the gdbstub: {packet}"
+                stub.exchange(packet)
+
+    async def _finish(self, peer: QMPClient, ends: str, *, asked_again: bool) -> None:
+        if asked_again:
+            await self._execute(peer, Qmp("query-status"))
+        if ends == "quit":
+            await self._execute(peer, Qmp("quit"))
+            return
+        self.phase = f"ending it with {ends}"
+        request = {"launch": self._number, "signal": int(signal.Signals[ends])}
+        await asyncio.to_thread(self._client.call, "kill", request)
+
+    def _running(self) -> bool:
+        left = max(self._deadline - time.monotonic(), 0.1)
+        request = {"launch": self._number, "until": "running", "timeout_s": left}
+        return bool(self._client.call("wait", request, timeout_s=left + END_GRACE_S)["reached"])
+
+    async def _within(self, work: Awaitable[_T]) -> _T:
+        return await asyncio.wait_for(work, max(self._deadline - time.monotonic(), 0.1))
+
+    async def _goodbye(self, peer: QMPClient) -> None:
+        try:
+            await asyncio.wait_for(peer.disconnect(), END_GRACE_S)
+        except (TimeoutError, QMPError, OSError, EOFError):
+            return  # it was a goodbye to a VMM that had gone first
+
+
+async def _event_or_end(peer: QMPClient, listener: EventListener) -> None:
+    """Wait for an event, or until the VMM has closed the conversation."""
+    event = asyncio.create_task(listener.get())
+    end = asyncio.create_task(_end(peer))
+    try:
+        await asyncio.wait({event, end}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (event, end):
+            task.cancel()
+
+
+async def _end(peer: QMPClient) -> None:
+    while peer.runstate is Runstate.RUNNING:
+        await peer.runstate_changed()

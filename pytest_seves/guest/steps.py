@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is done to a running guest through its VMM, as part of a :class:`~pytest_seves.guest.spec.GuestSpec`.
+
+Whatever comes of a step is evidence: an answer, an error, or a VMM that ends.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Qmp:
+    """A QMP command.
+
+    :param arguments: a JSON object.
+    :param until: names of QMP events; the step ends with the first of them, or with the VMM.
+    """
+
+    command: str
+    arguments: str = "{}"
+    until: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """QMP commands in order, `times` times; many are under way at once, the VMM answers them in order."""
+
+    steps: tuple[Qmp, ...]
+    times: int
+
+
+@dataclass(frozen=True)
+class Gdb:
+    """Packets to the VMM's gdbstub, which is started for them; attaching stops the guest."""
+
+    packets: tuple[str, ...]
+
+
+Step = Qmp | Repeat | Gdb
+
+
+def qmp(command: str, *, until: tuple[str, ...] = (), **arguments: Any) -> Qmp:
+    """A QMP command; underscores in names of arguments stand for hyphens."""
+    named = {name.replace("_", "-"): value for name, value in arguments.items()}
+    return Qmp(command, json.dumps(named, sort_keys=True), until)
+
+
+def hmp(line: str) -> Qmp:
+    """A line of the human monitor."""
+    return qmp("human-monitor-command", command_line=line)
+
+
+def repeat(times: int, *steps: Qmp) -> Repeat:
+    """`steps`, `times` times."""
+    return Repeat(steps, times)
+
+
+def gdb(*packets: str) -> Gdb:
+    """A debugger that attaches, sends `packets` and leaves."""
+    return Gdb(packets)
