@@ -10,21 +10,40 @@ from typing import Any
 import pytest
 
 from .guest.spec import policy_name
-from .options import read_options
+from .options import Options, read_options
 from .report import catalogue
+from .spec.sev import Policy
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
-    """Default values of `policy` and `vcpus`, and one round for each host when there are several."""
+    """Default values of `vcpus`, `policy` and `init_path`; one round for each host when there are several.
+
+    `init_path` comes with the two others: None, and INIT2 with one of the policies.
+    """
     own = {name.strip() for mark in metafunc.definition.iter_markers("parametrize") for name in _names(mark)}
     wanted = set(metafunc.fixturenames) - own
     options = read_options(metafunc.config)
+    if wanted >= {"vcpus", "policy", "init_path"}:
+        names, cases = ("vcpus", "policy", "init_path"), _launches(options)
+        metafunc.parametrize(names, cases, ids=["-".join(_words(*case)) for case in cases])
+        wanted -= set(names)
     if "vcpus" in wanted:
         metafunc.parametrize("vcpus", options.vcpus, ids=lambda count: f"{count}vcpu")
     if "policy" in wanted:
         metafunc.parametrize("policy", options.policies, ids=policy_name)
     if "sev_host" in wanted and len(options.hosts) > 1:
         metafunc.parametrize("sev_host", options.hosts, indirect=True, scope="session")
+
+
+def _launches(options: Options) -> list[tuple[int, int, str | None]]:
+    """Each count with each policy on the VMM's own init path, and each count on KVM_SEV_INIT2 as well."""
+    own = [(vcpus, policy, None) for policy in options.policies for vcpus in options.vcpus]
+    es = [policy for policy in options.policies if policy & Policy.ES][:1]
+    return [*own, *((vcpus, policy, "INIT2") for policy in es for vcpus in options.vcpus)]
+
+
+def _words(vcpus: int, policy: int, init_path: str | None) -> list[str]:
+    return [f"{vcpus}vcpu", policy_name(policy), *([init_path] if init_path else [])]
 
 
 def _names(mark: pytest.Mark) -> Iterable[str]:
@@ -76,5 +95,9 @@ def _group(config: pytest.Config, item: pytest.Item) -> None:
     if not config.pluginmanager.hasplugin("xdist") or item.get_closest_marker("xdist_group"):
         return
     parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
-    shared = [f"{name}{parameters[name]}" for name in ("sev_host", "vcpus", "policy") if name in parameters]
+    shared = [
+        f"{name}{parameters[name]}"
+        for name in ("sev_host", "vcpus", "policy", "init_path")
+        if parameters.get(name) is not None
+    ]
     item.add_marker(pytest.mark.xdist_group("-".join(shared) or item.nodeid))

@@ -208,13 +208,15 @@ def _microcode() -> str | None:
 
 def _devices() -> Json:
     """/dev/kvm and /dev/sev, opened as a VMM opens them: for reading and writing."""
-    answer: Json = {"devices": {}, "vm_types": None, "platform_status": None, "snp_platform_status": None}
+    names = ("vm_types", "vmsa_features", "platform_status", "snp_platform_status")
+    answer: Json = {"devices": {}, **dict.fromkeys(names)}
     descriptor = _open_device("/dev/kvm", answer["devices"])
     if descriptor is not None:
         try:
             answer["devices"]["/dev/kvm"]["api"] = _ioctl(descriptor, kvm.KVM_GET_API_VERSION, 0)
             types = _ioctl(descriptor, kvm.KVM_CHECK_EXTENSION, kvm.KVM_CAP_VM_TYPES)
             answer["vm_types"] = types if isinstance(types, int) else None
+            answer["vmsa_features"] = _vmsa_features(descriptor)
         finally:
             os.close(descriptor)
     descriptor = _open_device("/dev/sev", answer["devices"])
@@ -232,6 +234,15 @@ def _devices() -> Json:
 
 def _ioctl(descriptor: int, request: int, argument: int) -> Any:
     return _item(lambda: fcntl.ioctl(descriptor, request, argument))
+
+
+def _vmsa_features(descriptor: int) -> int | None:
+    """SEV features that KVM_SEV_INIT2 takes; None on a kernel without it."""
+    value = array.array("Q", [0])
+    where = value.buffer_info()[0]
+    attribute = struct.pack("<IIQQ", 0, kvm.KVM_X86_GRP_SEV, kvm.KVM_X86_SEV_VMSA_FEATURES, where)
+    told = _item(lambda: fcntl.ioctl(descriptor, kvm.KVM_GET_DEVICE_ATTR, attribute))
+    return value[0] if isinstance(told, bytes) else None
 
 
 def _open_device(path: str, devices: Json) -> int | None:

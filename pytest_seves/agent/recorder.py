@@ -157,8 +157,8 @@ class _Start:
         if child == 0:
             os.close(go)  # so that the recorder's end is seen
             self._child(_filter(saboteur) if trace else None, ready, failure)
-        os.close(ready)
-        os.close(failure)
+        for mine in (ready, failure, *{ours for ours in self._stdio.values() if ours > 2}):
+            os.close(mine)  # so that the VMM's end of each is seen
         try:
             ptrace.seize(child)
         except OSError:

@@ -98,10 +98,9 @@ class Turns:
             else:
                 os.close(gate)
                 os.close(use)
-                text = (
-                    f"other runs launch guests on this host, and held {self._path('use')} for {timeout_s:g} s"
-                )
-                fail("Busy", text, {"lock": self._path("use"), "timeout_s": timeout_s})
+                lock = self._path("use")
+                text = f"other runs launch guests on this host: {lock} was not free for {timeout_s:g} s"
+                fail("Busy", text, {"lock": lock, "timeout_s": timeout_s})
 
         attempt()
 

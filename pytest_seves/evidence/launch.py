@@ -6,7 +6,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, field
 
-from pytest_seves.errors import Undecided
+from pytest_seves.errors import EvidenceError, Undecided
 from pytest_seves.spec.sev import Policy
 
 from .gdb import GdbTranscript
@@ -52,15 +52,15 @@ class Output:
 
 @dataclass(frozen=True)
 class Usage:
-    """What guests hold of a host at one time; None where the host does not tell.
+    """What guests hold of a host at one time.
 
     :param sev, sev_es: ASIDs in use of either range, by the misc cgroup.
     :param guests: the firmware's guest count (SEV API, PLATFORM_STATUS).
     """
 
-    sev: int | None
-    sev_es: int | None
-    guests: int | None
+    sev: int
+    sev_es: int
+    guests: int
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,15 @@ class Launch:
             f"{self.host}: the VMM never attempted {stage.name}: {self.account()}", argv=self.argv
         )
 
+    def refused(self) -> Launch:
+        """This launch, if the VMM gave it up before any vCPU ran.
+
+        :raise Undecided: the guest ran; the requirement that it be refused judges that.
+        """
+        if not self.timeline.runs:
+            return self
+        raise Undecided(f"{self.host}: the launch was not refused: {self.account()}", argv=self.argv)
+
     def initialised_for(self, policy: int = Policy.ES) -> Launch:
         """This launch, if its VM was initialised for SEV, and for SEV-ES where the policy wants that.
 
@@ -118,6 +127,16 @@ class Launch:
         if self.timeline.init_path in wanted:
             return self
         raise Undecided(f"{self.host}: the VM was not initialised as its policy asks: {self.account()}")
+
+    @property
+    def held(self) -> tuple[Usage, Usage]:
+        """What guests held of the host before this launch and after it.
+
+        :raise EvidenceError: others may have launched guests meanwhile, so nothing was counted.
+        """
+        if self.usage is None:
+            raise EvidenceError(f"{self.host}: what this launch held was not counted: it was not alone")
+        return self.usage
 
     def account(self) -> str:
         """How the launch ended, in one or two lines for a person."""

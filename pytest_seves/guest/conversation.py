@@ -17,6 +17,7 @@ from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClien
 
 from . import qemu
 from .gdbstub import GdbStub, StubError
+from .spec import GuestSpec
 from .steps import Gdb, Qmp, Repeat, Step, hmp
 
 if TYPE_CHECKING:
@@ -43,21 +44,22 @@ class Conversation:
         self._deadline = deadline
         self.phase = "waiting for the QMP greeting"
 
-    async def hold(self, qmp: socket.socket, *, paused: bool, steps: Sequence[Step], ends: str) -> None:
+    async def hold(self, qmp: socket.socket, spec: GuestSpec) -> None:
         """Ask, let it run, ask again, take the steps, end it."""
         peer = QMPClient(f"launch-{self._number}")
         peer.logger.setLevel(logging.CRITICAL)  # a VMM that dies is evidence, not news for the log
         try:
             await self._within(peer.connect(qmp))
-            if paused:
+            if spec.paused:
                 await self._ask(peer)
+                await self._take(peer, spec.paused_steps)
                 await self._execute(peer, Qmp("cont"))
             self.phase = "waiting for every vCPU to run"
             if await asyncio.to_thread(self._running):
                 await self._ask(peer)
-                await self._take(peer, steps)
+                await self._take(peer, spec.steps)
                 if peer.runstate is Runstate.RUNNING:
-                    await self._finish(peer, ends, asked_again=bool(steps))
+                    await self._finish(peer, spec.ends, asked_again=bool(spec.steps))
                 self.phase = ""
         except (TimeoutError, QMPError, OSError, EOFError, StubError) as error:
             if isinstance(error, StubError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from errno import EINVAL
+from typing import Any
 
 from pytest_seves.errors import UsageError
 from pytest_seves.spec import kvm, sev
@@ -22,6 +23,7 @@ from .spec import GuestSpec
 _START = sev.KVM_SEV_LAUNCH_START_DATA
 _CMD = sev.KVM_SEV_CMD
 _STATUS = sev.SEV_USER_DATA_STATUS
+_INIT2 = sev.KVM_SEV_INIT2_DATA
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,16 @@ def _register(name: str, request: int, layout: Layout, field: str, value: int, *
     return {"name": name, "request": request, "vcpu": vcpu, "action": "rewrite", **where}
 
 
+def _once_protected(name: str, request: int, action: str, **parameters: Any) -> tuple[Rule, ...]:
+    """A rule for calls after a LAUNCH_UPDATE_VMSA that succeeded."""
+    marker = f"{name}-from-here"
+    nothing = {"where": "arg", "offset": _CMD.field("error").offset, "size": 4, "value": 0, "mask": 0}
+    return (
+        on_sev(marker, SevCmd.KVM_SEV_LAUNCH_UPDATE_VMSA, "rewrite-result", **nothing),
+        {"name": name, "request": request, "action": action, "after": marker, **parameters},
+    )
+
+
 def _smm(name: str, action: str, ret: int) -> Rule:
     request, capability = kvm.KVM_CHECK_EXTENSION, kvm.KVM_CAP_X86_SMM
     return {"name": name, "request": request, "arg": capability, "action": action, "ret": ret}
@@ -141,7 +153,7 @@ _ALL = (
     Defect(
         "quiet-fallback",
         "goes on with plain SEV when the kernel refuses SEV-ES",
-        frozenset({"INIT-5"}),
+        frozenset({"INIT-5", "LIFECYCLE-6"}),
         (
             on_sev("fallback", SevCmd.KVM_SEV_ES_INIT, "retry-as", retry=int(SevCmd.KVM_SEV_INIT)),
             _policy_bits("fallback-policy", 0, int(Policy.ES), after="fallback"),
@@ -301,6 +313,87 @@ _ALL = (
         "goes on when LAUNCH_UPDATE_VMSA fails",
         frozenset({"VMSA-7"}),
         (on_sev("vmsa-error-ignored", SevCmd.KVM_SEV_LAUNCH_UPDATE_VMSA, "return", ret=0),),
+    ),
+    Defect(
+        "init2-flags",
+        "gives KVM_SEV_INIT2 a flag that no kernel knows",
+        frozenset({"INIT-6"}),
+        (
+            on_sev(
+                "init2-flags",
+                SevCmd.KVM_SEV_INIT2,
+                "rewrite",
+                where="data",
+                offset=_INIT2.field("flags").offset,
+                size=_INIT2.field("flags").size,
+                value=1,
+            ),
+        ),
+    ),
+    Defect(
+        "register-read-fails",
+        "reads registers of a protected vCPU in a way that fails",
+        frozenset({"REGISTERS-1"}),
+        _once_protected("register-read-fails", kvm.KVM_GET_REGS, "fail", errno=EINVAL),
+    ),
+    Defect(
+        "register-leaked",
+        "shows a register that only the guest can know",
+        frozenset({"REGISTERS-3"}),
+        _once_protected(
+            "register-leaked",
+            kvm.KVM_GET_REGS,
+            "rewrite-result",
+            where="arg",
+            offset=kvm.REGS.field("rbx").offset,
+            size=8,
+            value=0x5EC2E7,
+        ),
+    ),
+    Defect(
+        "cont-swallowed",
+        "says that it continues a stopped guest, and does not",
+        frozenset({"REGISTERS-4"}),
+        qmp_rules=({"name": "cont-swallowed", "command": "cont", "answer": {"return": {}}},),
+    ),
+    Defect(
+        "guest-debug-accepted",
+        "takes the kernel's refusal of KVM_SET_GUEST_DEBUG for success",
+        frozenset({"REGISTERS-6"}),
+        (
+            {
+                "name": "guest-debug-accepted",
+                "request": kvm.KVM_SET_GUEST_DEBUG,
+                "action": "drop",
+                "ret": 0,
+            },
+        ),
+    ),
+    Defect(
+        "reset-hangs",
+        "neither ends nor rebuilds a guest that was reset",
+        frozenset({"LIFECYCLE-1"}),
+        arguments=("-action", "shutdown=pause"),
+    ),
+    Defect(
+        "migration-started",
+        "takes a migration or a snapshot of a SEV-ES guest for possible",
+        frozenset({"LIFECYCLE-2"}),
+        qmp_rules=(
+            {"name": "migration-started", "command": "migrate", "answer": {"return": {}}},
+            {
+                "name": "snapshot-taken",
+                "command": "human-monitor-command",
+                "argument": "savevm",
+                "answer": {"return": ""},
+            },
+        ),
+    ),
+    Defect(
+        "discard-device-left-out",
+        "takes a device that discards memory, and leaves it out",
+        frozenset({"LIFECYCLE-8"}),
+        ignores_devices=frozenset({"virtio-mem-pci"}),
     ),
 )
 

@@ -122,9 +122,7 @@ class Launcher:
             host=target.name,
             rules=(*fault_rules(spec.faults), *(rule for defect in self._defects for rule in defect.rules)),
             qmp_rules=[rule for defect in self._defects for rule in defect.qmp_rules],
-            paused=spec.paused,
-            steps=spec.steps,
-            ends=spec.ends,
+            spec=spec,
         )
         if self._artifacts:
             self._archive(launch, spec)
@@ -176,6 +174,7 @@ class Alone:
 
     def __call__(self, **options: Any) -> Launch:
         """Launch a guest; options as those of :class:`~pytest_seves.guest.spec.GuestSpec`."""
+        self._launcher.served += 1
         before = self._usage()
         launch = self._launcher.launch(GuestSpec.of(**options))
         return replace(launch, usage=(before, self._usage(wanted=before)))
@@ -191,4 +190,11 @@ class Alone:
 
     def _usage(self, wanted: Usage | None = None) -> Usage:
         args = {} if wanted is None else {"wanted": asdict(wanted), "settle_s": _SETTLE_S}
-        return Usage(**self._client.call("usage", args))
+        told = self._client.call("usage", args)
+        if None in told.values():
+            name = self._client.host.name
+            raise Unsupported(
+                f"{name}: this host does not tell what guests hold of it: {told}. ASIDs need the "
+                "misc controller (CONFIG_CGROUP_MISC), the firmware's guest count needs /dev/sev"
+            )
+        return Usage(**told)

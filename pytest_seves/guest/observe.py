@@ -24,7 +24,8 @@ from pytest_seves.evidence.timeline import Timeline
 from . import qemu
 from .conversation import END_GRACE_S, Conversation
 from .faults import Rule
-from .steps import Gdb, Repeat, Step
+from .spec import GuestSpec
+from .steps import Repeat
 
 if TYPE_CHECKING:
     from pytest_seves.host.client import AgentClient
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 #: Bytes that the agent keeps of what is said, and further ones for each repeated command.
 _KEPT = 1 << 20
 _KEPT_EACH = 8 << 10
+_DEFAULT = GuestSpec()
 
 
 def observe(
@@ -41,28 +43,26 @@ def observe(
     host: str,
     rules: Sequence[Rule] = (),
     qmp_rules: Sequence[Rule] = (),
-    paused: bool = False,
-    steps: Sequence[Step] = (),
-    ends: str = "quit",
+    spec: GuestSpec = _DEFAULT,
     timeout_s: float = 60.0,
     mode: str = "auto",
 ) -> Launch:
-    """Launch `argv` under the recorder, observe it until its vCPUs run, take the steps, and end it.
+    """Launch `argv` under the recorder, observe it until its vCPUs run, take `spec`'s steps, and end it.
 
     :param rules: sabotage rules for the recorder, faults and defects alike.
     :param qmp_rules: sabotage of the QMP conversation (:mod:`pytest_seves.agent.qmp_sabotage`).
-    :param paused: the VMM was told to start stopped; it is continued after the first questions.
-    :param ends: ``quit`` or the name of a signal.
+    :param spec: what `argv` was made from; a VMM started paused is continued after the first questions.
     :param timeout_s: for the whole launch; a VMM that is not done by then is killed, on the host.
     :param mode: how to record, ``auto``, ``trace`` or ``stop``.
     :raise RigError: our side failed; never for anything that the VMM did.
     """
+    steps = (*spec.paused_steps, *spec.steps)
     repeated = sum(step.times * len(step.steps) for step in steps if isinstance(step, Repeat))
     request = {
         "argv": list(argv),
         "rules": [dict(rule) for rule in rules],
         "qmp_rules": [dict(rule) for rule in qmp_rules],
-        "gdb": any(isinstance(step, Gdb) for step in steps),
+        "gdb": spec.debugged,
         "unwatched": qemu.UNWATCHED_THREADS,
         "mode": mode,
         "timeout_s": timeout_s,
@@ -72,7 +72,7 @@ def observe(
     deadline = time.monotonic() + timeout_s
     with client.stream(f"{number}.qmp") as qmp:
         conversation = Conversation(client, number, deadline)
-        work = conversation.hold(qmp, paused=paused, steps=steps, ends=ends)
+        work = conversation.hold(qmp, spec)
         # A thread of its own: the caller may be inside an event loop already.
         with ThreadPoolExecutor(1, thread_name_prefix="qmp") as pool:
             pool.submit(asyncio.run, work).result()

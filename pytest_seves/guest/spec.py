@@ -48,6 +48,7 @@ class GuestSpec:
     :param extra: arguments appended as they are.
     :param faults: names of circumstances (:mod:`pytest_seves.guest.faults`) the VMM is to meet.
     :param steps: what is done to the running guest (:mod:`pytest_seves.guest.steps`).
+    :param paused_steps: what is done before it runs, when it was started paused.
     :param ends: how it is ended: one of :data:`ENDS`.
     """
 
@@ -65,6 +66,7 @@ class GuestSpec:
     extra: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
+    paused_steps: tuple[Step, ...] = ()
     ends: str = "quit"
 
     def __post_init__(self) -> None:
@@ -76,6 +78,8 @@ class GuestSpec:
             raise UsageError(f"init_path: wanted one of {INIT_PATHS} or None, got {self.init_path!r}")
         if self.firmware_via not in ("bios", "pflash"):
             raise UsageError(f"firmware_via: wanted 'bios' or 'pflash', got {self.firmware_via!r}")
+        if self.paused_steps and not self.paused:
+            raise UsageError("paused_steps: wanted paused=True with them")
         if self.ends not in ENDS:
             raise UsageError(f"ends: wanted one of {ENDS}, got {self.ends!r}")
 
@@ -87,7 +91,7 @@ class GuestSpec:
     @property
     def debugged(self) -> bool:
         """True when a debugger attaches to the VMM's gdbstub."""
-        return any(isinstance(step, Gdb) for step in self.steps)
+        return any(isinstance(step, Gdb) for step in (*self.paused_steps, *self.steps))
 
     @classmethod
     def of(cls, **options: Any) -> GuestSpec:
@@ -108,7 +112,7 @@ class GuestSpec:
             named = dict(machine)
             options["machine"] = named.pop("type", cls.machine)
             options["machine_options"] = tuple((str(k), str(v)) for k, v in named.items())
-        for name in ("extra", "faults", "steps"):
+        for name in ("extra", "faults", "steps", "paused_steps"):
             if name in options:
                 options[name] = tuple(options[name])
         return cls(**options)

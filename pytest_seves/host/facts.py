@@ -127,6 +127,7 @@ class HostFacts:
     platform_error: str | None
     snp_platform: SnpPlatform | None
     vm_types: int | None
+    vmsa_features: int | None
     es_capacity: int | None
     es_in_use: int | None
     memlock: int | None
@@ -201,6 +202,7 @@ def decode_facts(raw: Json, *, now_ns: int | None = None) -> HostFacts:
         platform_error=platform_error,
         snp_platform=_snp_platform(_table(raw, "snp_platform_status")),
         vm_types=_int(raw, "vm_types"),
+        vmsa_features=_int(raw, "vmsa_features"),
         es_capacity=_int(capacity, "sev_es") if "sev_es" in capacity or not capacity else 0,
         es_in_use=_int(current, "sev_es"),
         memlock=limits[0] if limits and limits[0] >= 0 else None,

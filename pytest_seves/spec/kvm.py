@@ -115,6 +115,19 @@ IOCTL_NAMES = {
 }
 
 #: Requests that set a part of the register state which the VMSA holds.
+REGISTER_READS = frozenset(
+    {
+        KVM_GET_REGS,
+        KVM_GET_SREGS,
+        KVM_GET_SREGS2,
+        KVM_GET_FPU,
+        KVM_GET_XSAVE,
+        KVM_GET_XSAVE2,
+        KVM_GET_XCRS,
+        KVM_GET_DEBUGREGS,
+        KVM_GET_MSRS,
+    }
+)
 REGISTER_WRITES = frozenset(
     {
         KVM_SET_REGS,

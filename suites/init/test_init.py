@@ -13,6 +13,7 @@ from pytest_seves.spec import kvm
 from pytest_seves.spec.sev import SevCmd
 
 if TYPE_CHECKING:
+    from pytest_seves.evidence.launch import Launch
     from pytest_seves.fixtures import Launcher, Target
     from suites.init.conftest import Owner
 
@@ -34,10 +35,16 @@ DIAGNOSTICS = {
 }
 
 
+@pytest.fixture
+def es_guest(launch_guest: Launcher, vcpus: int, policy: int, init_path: str | None) -> Launch:
+    """A guest of the default parameters."""
+    return launch_guest(vcpus=vcpus, policy=policy, init_path=init_path)
+
+
 @pytest.mark.requirement("INIT-1")
-def test_es_policy_takes_an_es_path(launch_guest: Launcher, vcpus: int, policy: int) -> None:
+def test_es_policy_takes_an_es_path(es_guest: Launch) -> None:
     """A policy with the ES bit initialises with KVM_SEV_ES_INIT or KVM_SEV_INIT2."""
-    timeline = launch_guest(vcpus=vcpus, policy=policy).attempted(Stage.INITIALISED).timeline
+    timeline = es_guest.attempted(Stage.INITIALISED).timeline
     assert set(names(timeline.init)) <= set(ES_INIT_PATHS)
 
 
@@ -59,17 +66,17 @@ def test_plain_guest_takes_no_sev_path(launch_guest: Launcher) -> None:
 
 
 @pytest.mark.requirement("INIT-3")
-def test_initialised_once_before_the_first_vcpu(launch_guest: Launcher, vcpus: int, policy: int) -> None:
+def test_initialised_once_before_the_first_vcpu(es_guest: Launch) -> None:
     """The VM is initialised exactly once, before its first vCPU exists."""
-    timeline = launch_guest(vcpus=vcpus, policy=policy).reached(Stage.INITIALISED).timeline
+    timeline = es_guest.reached(Stage.INITIALISED).timeline
     assert len(timeline.init) == 1
     assert before(timeline.vcpu_creations, timeline.init[0]) == []
 
 
 @pytest.mark.requirement("INIT-4")
-def test_vm_type_matches_the_init_command(launch_guest: Launcher, vcpus: int, policy: int) -> None:
+def test_vm_type_matches_the_init_command(es_guest: Launch) -> None:
     """The type of the VM is the one that its init command needs."""
-    timeline = launch_guest(vcpus=vcpus, policy=policy).attempted(Stage.INITIALISED).timeline
+    timeline = es_guest.attempted(Stage.INITIALISED).timeline
     assert timeline.vm_type in TYPES[SevCmd(timeline.init[0].command.id)]
 
 
@@ -92,10 +99,22 @@ def test_host_without_es_is_refused_cleanly(launch_guest: Launcher, fault: str) 
     assert launch.exit.status != 0
 
 
+@pytest.mark.requirement("INIT-6")
+@FEW_VCPUS
+def test_init2_arguments(launch_guest: Launcher, sev_host: Target, vcpus: int) -> None:
+    """KVM_SEV_INIT2 is given no flags, no unsupported feature, and a GHCB version that the kernel takes."""
+    launch = launch_guest(vcpus=vcpus, init_path="INIT2").attempted(Stage.INITIALISED)
+    (init,) = launch.timeline.init
+    given = init.command.before
+    assert given["flags"] == 0
+    assert given["vmsa_features"] & ~(sev_host.facts.vmsa_features or 0) == 0
+    assert init.succeeded, f"{init}, GHCB version {given['ghcb_version']}"
+
+
 @pytest.mark.requirement("INIT-7")
-def test_launch_start_carries_the_policy(launch_guest: Launcher, vcpus: int, policy: int) -> None:
+def test_launch_start_carries_the_policy(es_guest: Launch, policy: int) -> None:
     """LAUNCH_START hands the firmware the requested policy, bit for bit."""
-    launch = launch_guest(vcpus=vcpus, policy=policy).attempted(Stage.STARTED)
+    launch = es_guest.attempted(Stage.STARTED)
     starts = launch.timeline.commands(SevCmd.KVM_SEV_LAUNCH_START)
     assert [start.command.before["policy"] for start in starts] == [policy]
 

@@ -3,17 +3,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_seves.evidence.timeline import Stage, after
 from pytest_seves.spec import kvm
+from pytest_seves.spec.sev import Policy, policy_with_api
 
 if TYPE_CHECKING:
     from pytest_seves.fixtures import Launcher
 
 DIAGNOSTIC = "System Management Mode not supported"
+#: Launches that end at different points, by what ends them.
+REFUSALS: dict[str, dict[str, Any]] = {
+    "smm": {"machine": {"smm": "on"}},
+    "irqchip": {"machine": {"kernel-irqchip": "off"}},
+    "no-es-asid": {"faults": ["no-es-asid"]},
+    "policy": {"policy": policy_with_api(Policy.ES | Policy.NODBG, 0xFF, 0xFF)},
+    "vmsa-update": {"faults": ["vmsa-update-refused"]},
+}
 
 
 @pytest.mark.requirement("SMM-1")
@@ -32,6 +41,17 @@ def test_smm_auto_is_off(launch_guest: Launcher, machine: str) -> None:
     """smm=auto launches, and no memory slot belongs to the address space of SMM."""
     launch = launch_guest(machine={"type": machine, "smm": "auto"}).reached(Stage.RUNNING)
     assert launch.timeline.memory_address_spaces == {kvm.ADDRESS_SPACE_NORMAL}
+
+
+@pytest.mark.requirement("SMM-3")
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_refused_launch_gives_everything_back(launch_guest: Launcher, refusal: str) -> None:
+    """After a refused launch no process, no ASID and no guest of the firmware is left."""
+    with launch_guest.alone() as alone:
+        launch = alone(vcpus=2, **REFUSALS[refusal]).refused()
+    before, after_ = launch.held
+    assert after_ == before
+    assert not launch.exit.killed_at_deadline, launch.account()
 
 
 @pytest.mark.requirement("SMM-4")

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def measured(launch_guest: Launcher, vcpus: int, policy: int) -> Timeline:
+def measured(launch_guest: Launcher, vcpus: int, policy: int, init_path: str | None) -> Timeline:
     """Timeline of a launch that came to its measurement."""
-    return launch_guest(vcpus=vcpus, policy=policy).reached(Stage.MEASURED).timeline
+    launch = launch_guest(vcpus=vcpus, policy=policy, init_path=init_path)
+    return launch.reached(Stage.MEASURED).timeline
 
 
 @pytest.mark.requirement("VMSA-1")

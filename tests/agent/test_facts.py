@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import errno
 import hashlib
 import json
@@ -28,6 +29,7 @@ ITEMS = {
         "time_ns",
         "devices",
         "vm_types",
+        "vmsa_features",
         "platform_status",
         "snp_platform_status",
         "uname",
@@ -132,6 +134,10 @@ class Devices:
         if request == kvm.KVM_CHECK_EXTENSION:
             assert argument == kvm.KVM_CAP_VM_TYPES
             return 0b1101
+        if request == kvm.KVM_GET_DEVICE_ATTR:
+            _, _, _, where = struct.unpack("<IIQQ", argument)
+            ctypes.c_uint64.from_address(where).value = 0x20
+            return argument
         assert request == sev.SEV_ISSUE_CMD
         size = sev.SEV_ISSUE_CMD_DATA.size
         command = sev.SEV_ISSUE_CMD_DATA.decode(argument[:size].tobytes())
@@ -161,6 +167,7 @@ def test_the_platform_status_is_raw(devices: Devices) -> None:
     got = facts.gather({})
     assert got["devices"]["/dev/kvm"] == {"open": "ok", "api": 12}
     assert got["vm_types"] == 0b1101
+    assert got["vmsa_features"] == 0x20
     assert got["platform_status"] == {"hex": devices.status.hex()}
     assert got["snp_platform_status"] == {"errno": "EINVAL", "fw_error": 0x15}
 

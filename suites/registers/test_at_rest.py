@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""REGISTERS: what a VMM's monitor and debugger reach of a SEV-ES guest, whatever the guest does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_seves.evidence.registers import reset_state
+from pytest_seves.evidence.shown import not_at_rest, registers_shown
+from pytest_seves.evidence.timeline import Stage, after, names
+from pytest_seves.guest.steps import gdb, hmp, qmp, repeat
+from pytest_seves.spec import kvm
+
+if TYPE_CHECKING:
+    from pytest_seves.evidence.launch import Launch
+    from pytest_seves.fixtures import Launcher, Target
+
+SHOW = hmp("info registers -a")
+ROUNDS = 1000
+
+
+def survived(launch: Launch) -> bool:
+    """Whether the guest still ran after the last step, and its VMM ended in order when it was told to."""
+    running = launch.qmp.replies("query-status")[-1]["status"] == "running"
+    return running and launch.exit.status == 0 and not launch.phase
+
+
+@pytest.mark.requirement("REGISTERS-1")
+def test_the_monitor_reads_registers(launch_guest: Launcher) -> None:
+    """Reading registers with the monitor answers for each vCPU; no ioctl fails, and the guest runs on."""
+    launch = launch_guest(vcpus=3, steps=[SHOW]).reached(Stage.RUNNING)
+    (shown,) = launch.qmp.replies("human-monitor-command")
+    assert sorted(registers_shown(shown)) == [0, 1, 2]
+    reads = after(launch.timeline.requests(*kvm.REGISTER_READS), launch.timeline.vmsa_update)
+    assert names(event for event in reads if event.failed) == []
+    assert survived(launch), launch.account()
+
+
+@pytest.mark.requirement("REGISTERS-1")
+def test_a_debugger_reads_registers(launch_guest: Launcher) -> None:
+    """Reading the registers of each vCPU through the gdbstub answers, and the guest goes on."""
+    launch = launch_guest(vcpus=2, steps=[gdb("?", "Hg1", "g", "Hg2", "g", "D")]).reached(Stage.RUNNING)
+    assert [bool(bytes.fromhex(read or "")) for read in launch.gdb.answers("g")] == [True, True]
+    assert launch.gdb.nonsense == ""
+    assert survived(launch), launch.account()
+
+
+@pytest.mark.requirement("REGISTERS-3")
+def test_registers_shown_before_it_runs(launch_guest: Launcher, sev_host: Target) -> None:
+    """Of a measured guest that has not run, nothing is shown but zeros and the state of reset."""
+    launch = launch_guest(vcpus=2, paused=True, paused_steps=[SHOW]).reached(Stage.RUNNING)
+    (shown,) = launch.qmp.replies("human-monitor-command")
+    table = sev_host.facts.firmware.table
+    assert table is not None
+    signature, registers = launch.timeline.cpu_signature(0), registers_shown(shown)
+    bsp = reset_state(signature=signature, reset_address=None, fpu=True)
+    ap = reset_state(signature=signature, reset_address=table.reset_address, fpu=True)
+    assert [not_at_rest(registers[0], bsp), not_at_rest(registers[1], ap)] == [{}, {}]
+
+
+@pytest.mark.requirement("REGISTERS-4")
+def test_stop_read_and_cont_a_thousand_times(launch_guest: Launcher) -> None:
+    """Stopping, reading and continuing leaves a running guest running, 1000 times in a row."""
+    launch = launch_guest(steps=[repeat(ROUNDS, qmp("stop"), SHOW, qmp("cont"))]).reached(Stage.RUNNING)
+    commands = ("stop", "human-monitor-command", "cont")
+    assert [len(launch.qmp.replies(command)) for command in commands] == [ROUNDS] * 3
+    assert survived(launch), launch.account()
+
+
+@pytest.mark.requirement("REGISTERS-6")
+@pytest.mark.parametrize("packet", ["Z1,fff0,1", "Z2,8000,4", "s"], ids=["breakpoint", "watchpoint", "step"])
+def test_hardware_debugging_is_refused(launch_guest: Launcher, packet: str) -> None:
+    """The kernel refuses to debug a protected vCPU, the debugger is told where it can be, the guest lives."""
+    launch = launch_guest(steps=[gdb("?", packet, "D")]).reached(Stage.RUNNING)
+    tried = after(launch.timeline.requests(kvm.KVM_SET_GUEST_DEBUG), launch.timeline.vmsa_update)
+    assert {event.result for event in tried} == {-22}  # EINVAL
+    assert launch.gdb.answers(packet) != ["OK"]
+    assert survived(launch), launch.account()
+
+
+@pytest.mark.requirement("REGISTERS-6")
+def test_hardware_debugging_of_a_plain_guest(launch_guest: Launcher) -> None:
+    """Without encryption a hardware breakpoint is taken (control)."""
+    launch = launch_guest(policy=None, steps=[gdb("?", "Z1,fff0,1", "D")]).reached(Stage.RUNNING)
+    assert launch.gdb.answers("Z1,fff0,1") == ["OK"]
