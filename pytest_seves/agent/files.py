@@ -20,6 +20,7 @@ MAX_READ = 16 << 20
 
 _PREFIX = "pytest-seves-"
 _LOCK = ".lock"
+_PARTIAL = ".partial"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
@@ -59,10 +60,14 @@ class TempDir:
         self._lock = os.open(os.path.join(self.path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def put(self, name: str, data_b64: str, sha256: str) -> str:
+    def put(self, name: str, data_b64: str, sha256: str, offset: int = 0, last: bool = True) -> str:
         """Write a file whole or not at all; an existing one is replaced. Returns its path.
 
-        :raises ValueError: a name with a slash or odd characters, bad base64, or another digest than said.
+        A large one comes in pieces, in order; it is there when its `last` piece is.
+
+        :param sha256: of the whole file.
+        :raises ValueError: a name with a slash or odd characters, bad base64, a piece that does not follow
+            the one before, or another digest than said. What was there of the file is gone then.
         :raises WriteFailed: no space, over a quota or limit.
         """
         if not _NAME.fullmatch(name):
@@ -71,29 +76,41 @@ class TempDir:
             data = base64.b64decode(data_b64, validate=True)
         except binascii.Error as error:
             raise ValueError(f"{name}: data_b64 is not base64: {error}") from error
-        digest = hashlib.sha256(data).hexdigest()
-        if digest != sha256:
-            raise ValueError(f"{name}: wanted sha256 {sha256}, got {digest} ({len(data)} bytes)")
         path = os.path.join(self.path, name)
-        self._write(path, data)
+        keep = False
+        try:
+            self._append(path, data, offset)
+            if last:
+                self._finish(path, sha256)
+            keep = not last
+        finally:
+            if not keep:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path + _PARTIAL)
         return path
 
-    def _write(self, path: str, data: bytes) -> None:
-        partial = path + ".partial"
+    def _append(self, path: str, data: bytes, offset: int) -> None:
+        partial = path + _PARTIAL
+        there = os.path.getsize(partial) if offset and os.path.exists(partial) else 0
+        if there != offset:
+            raise ValueError(f"{path}: wanted the piece at {there}, got the one at {offset}")
         try:
-            try:
-                with open(partial, "wb", opener=_private) as file:
-                    file.write(data)
-                os.replace(partial, path)
-            except OSError as error:
-                with contextlib.suppress(OSError):
-                    os.truncate(
-                        partial, 0
-                    )  # free first: what is full now shows the free space that was there
-                raise WriteFailed(error, path, len(data)) from error
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(partial)
+            with open(partial, "ab" if offset else "wb", opener=_private) as file:
+                file.write(data)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(partial, 0)  # free first: what is full now shows the free space that was there
+            raise WriteFailed(error, path, offset + len(data)) from error
+
+    def _finish(self, path: str, sha256: str) -> None:
+        digest, size = hashlib.sha256(), 0
+        with open(path + _PARTIAL, "rb") as file:
+            for part in iter(lambda: file.read(1 << 20), b""):
+                digest.update(part)
+                size += len(part)
+        if digest.hexdigest() != sha256:
+            raise ValueError(f"{path}: wanted sha256 {sha256}, got {digest.hexdigest()} ({size} bytes)")
+        os.replace(path + _PARTIAL, path)
 
     def remove_stale(self) -> None:
         """Remove the directories of this user's agents that are no more."""

@@ -200,11 +200,11 @@ class Service:
     def _exec(self, done: Done, fail: command.Fail, timeout_s: float, **args: Any) -> None:
         command.run(self._loop, done, timeout_s=_positive(timeout_s), **args)
 
-    def _file_put(self, done: Done, fail: command.Fail, name: str, data_b64: str, sha256: str) -> None:
+    def _file_put(self, done: Done, fail: command.Fail, **args: Any) -> None:
         if self._temp is None:
             self._temp = files.TempDir()
             self._temp.remove_stale()
-        done({"path": self._temp.put(name, data_b64, sha256)})
+        done({"path": self._temp.put(**args)})
 
     def _file_read(self, done: Done, fail: command.Fail, **args: Any) -> None:
         done(files.read(**args))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pytest_seves.host.target import Target
 
 _PUT_TIMEOUT_S = 60.0
+_PIECE = 8 << 20
 _PROBE_S = 20.0
 _ALONE_S = 120.0
 _SETTLE_S = 3.0
@@ -51,7 +52,7 @@ class Launcher:
     ) -> None:
         self._target = target
         self._defects = chosen_defects(defects)
-        self._files: dict[tuple[str, str], str] = {}
+        self._files: dict[str, str] = {}
         self._artifacts = artifacts
         self._worker = worker
         self._kept: dict[GuestSpec, Launch | RigError] = {}
@@ -92,12 +93,19 @@ class Launcher:
 
     def put(self, name: str, content: bytes) -> str:
         """Put a file on the host for guests to use; returns its path there. It is gone when the run ends."""
-        key = (name, hashlib.sha256(content).hexdigest())
-        if key not in self._files:
-            request = {"name": name, "data_b64": base64.b64encode(content).decode(), "sha256": key[1]}
-            told = self._target.client.call("file.put", request, timeout_s=_PUT_TIMEOUT_S)
-            self._files[key] = str(told["path"])
-        return self._files[key]
+        sha256 = hashlib.sha256(content).hexdigest()
+        stored = f"{sha256[:12]}-{name}"  # the same name may be asked for with another content
+        if stored not in self._files:
+            start = max(len(content) - 1, 0) // _PIECE * _PIECE  # of the last piece
+            for at in range(0, start, _PIECE):
+                self._put_piece(stored, sha256, content[at : at + _PIECE], offset=at, last=False)
+            self._files[stored] = self._put_piece(stored, sha256, content[start:], offset=start, last=True)
+        return self._files[stored]
+
+    def _put_piece(self, name: str, sha256: str, piece: bytes, **where: Any) -> str:
+        data = base64.b64encode(piece).decode()
+        request = {"name": name, "data_b64": data, "sha256": sha256, **where}
+        return str(self._target.client.call("file.put", request, timeout_s=_PUT_TIMEOUT_S)["path"])
 
     def launch(self, spec: GuestSpec) -> Launch:
         """Launch it, whether one like it was launched before or not."""

@@ -41,6 +41,29 @@ def test_damaged_data(agent: LocalAgent) -> None:
     assert sorted(path.name for path in next(agent.temp.iterdir()).iterdir()) == [".lock"]
 
 
+def test_a_file_in_pieces(agent: LocalAgent) -> None:
+    """Pieces make one file, which is there with the last one; the digest is that of the whole."""
+    whole = os.urandom(300)
+    args = {"name": "x", "sha256": hashlib.sha256(whole).hexdigest()}
+    pieces = [base64.b64encode(whole[at : at + 100]).decode() for at in (0, 100, 200)]
+    agent.call("file.put", **args, data_b64=pieces[0], last=False)
+    path = Path(agent.call("file.put", **args, data_b64=pieces[1], offset=100, last=False)["ok"]["path"])
+    assert not path.exists()
+    agent.call("file.put", **args, data_b64=pieces[2], offset=200)
+    assert path.read_bytes() == whole
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [".lock", "x"]
+
+
+def test_a_piece_out_of_order(agent: LocalAgent) -> None:
+    """A piece that does not follow the one before ends the file; nothing partial stays."""
+    agent.call("file.put", **request("x", b"12"), last=False)
+    error = agent.call("file.put", **request("x", b"56"), offset=4)["error"]
+    assert error["message"].endswith("wanted the piece at 2, got the one at 4")
+    error = agent.call("file.put", **request("x", b"34"), offset=2)["error"]
+    assert error["message"].endswith("wanted the piece at 0, got the one at 2")
+    assert [entry.name for entry in next(agent.temp.iterdir()).iterdir()] == [".lock"]
+
+
 def test_no_space(start_agent: Callable[..., LocalAgent]) -> None:
     """A full file system is called ENOSPC, with path and free bytes; nothing partial stays."""
     unshare = ("unshare", "-m") if os.geteuid() == 0 else ("unshare", "-r", "-m")

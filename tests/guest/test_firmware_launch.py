@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,3 +152,19 @@ def test_64_mib_of_noise_are_refused(launcher: Launcher, tmp_path: Path, target:
     launch = launcher(firmware=str(path), policy=SEV_ES)
     assert diagnostics(launch) == [ABSENT, FAILED]
     assert (launch.exit.status, launch.exit.signal) == (1, None)
+
+
+def test_a_file_is_uploaded_in_pieces(launcher: Launcher, target: Target) -> None:
+    """A file of more than one frame reaches the host whole, once; an empty one too."""
+    whole = os.urandom((20 << 20) + 1)
+    path = launcher.put("large", whole)
+    assert Path(path).read_bytes() == whole
+    assert launcher.put("large", whole) == path
+    assert launcher.put("large", b"other") != path
+    assert Path(launcher.put("empty", b"")).read_bytes() == b""
+
+
+@pytest.mark.parametrize("path", ["/", "/nonexistent/OVMF.fd"], ids=["directory", "missing"])
+def test_a_path_that_is_no_file(launcher: Launcher, path: str) -> None:
+    """A directory and a file that is not there are refused by the VMM, in its own words."""
+    assert "could not load PC BIOS" in launcher(firmware=path).account()
