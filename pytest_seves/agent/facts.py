@@ -64,7 +64,7 @@ def gather(args: Json) -> Json:
         "cap_eff": _effective_capabilities,
         "cpuid": lambda: cpuid.read(leaves),
         "params": _parameters,
-        "misc": _misc,
+        "misc": misc,
         "memlock": lambda: list(resource.getrlimit(resource.RLIMIT_MEMLOCK)),
         "microcode": _microcode,
         "vmm": lambda: _vmm(args.get("vmm")),
@@ -152,7 +152,8 @@ def _parameters() -> Json:
     return found
 
 
-def _misc() -> Json:
+def misc() -> Json:
+    """Units of the misc controller: {"capacity", "current"}, each {resource: number} or None."""
     for root in MISC_ROOTS:
         try:
             capacity = _misc_numbers(f"{root}/misc.capacity")

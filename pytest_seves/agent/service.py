@@ -13,7 +13,8 @@ import sys
 import time
 from typing import Any, Callable, NoReturn
 
-from pytest_seves.agent import command, facts, files, lineage
+from pytest_seves.agent import calls, command, facts, files, lineage
+from pytest_seves.agent import program as steps
 from pytest_seves.agent.frames import Decoder, FrameError, encode
 from pytest_seves.agent.launch import Launch
 from pytest_seves.agent.loop import Loop
@@ -51,6 +52,7 @@ class Service:
         self._ops: dict[str, Callable[..., None]] = {
             "facts": self._facts,
             "exec": self._exec,
+            "calls": self._calls,
             "file.put": self._file_put,
             "file.read": self._file_read,
             "launch": self._launch,
@@ -179,6 +181,10 @@ class Service:
 
     def _facts(self, done: Done, fail: command.Fail, timeout_s: float = 30.0, **args: Any) -> None:
         command.call(self._loop, done, fail, function=facts.gather, args=args, timeout_s=_positive(timeout_s))
+
+    def _calls(self, done: Done, fail: command.Fail, timeout_s: float, program: list[Any]) -> None:
+        args = {"program": steps.check(program)}
+        command.call(self._loop, done, fail, function=calls.run, args=args, timeout_s=_positive(timeout_s))
 
     def _exec(self, done: Done, fail: command.Fail, timeout_s: float, **args: Any) -> None:
         command.run(self._loop, done, timeout_s=_positive(timeout_s), **args)

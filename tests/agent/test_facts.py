@@ -206,14 +206,14 @@ def test_asids_in_use(tmp_path: Path, monkeypatch: Patch, at_root: bool) -> None
         (tmp_path / "misc.current").write_text("sev 7\nsev_es 9\n")
     monkeypatch.setattr(facts, "MISC_ROOTS", (str(tmp_path / "absent"), str(tmp_path)))
     wanted = {"sev": 7, "sev_es": 9} if at_root else {"sev": 0, "sev_es": 3}
-    assert facts._misc() == {"capacity": {"sev": 410, "sev_es": 99}, "current": wanted}
+    assert facts.misc() == {"capacity": {"sev": 410, "sev_es": 99}, "current": wanted}
 
 
 def test_a_misc_file_of_another_form_is_no_number(tmp_path: Path, monkeypatch: Patch) -> None:
     """Unknown lines are left out."""
     (tmp_path / "misc.capacity").write_text("sev max\nsev_es 99 1\n\nsgx_epc 12\n")
     monkeypatch.setattr(facts, "MISC_ROOTS", (str(tmp_path),))
-    assert facts._misc() == {"capacity": {"sgx_epc": 12}, "current": None}
+    assert facts.misc() == {"capacity": {"sgx_epc": 12}, "current": None}
 
 
 def script(path: Path, body: str) -> str:
