@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .fixtures import launch_guest, sev_host
+from .fixtures import kvm, launch_guest, sev_host
 from .options import add_options, read_options, refuse_directories_as_words
 
 if TYPE_CHECKING:
     from .run import Run
 
-__all__ = ["launch_guest", "sev_host"]  # fixtures: pytest finds them in this module
+__all__ = ["kvm", "launch_guest", "sev_host"]  # fixtures: pytest finds them in this module
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()
 
