@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 Tmp = pytest.TempPathFactory
@@ -55,6 +57,14 @@ def test_an_unknown_defect_is_refused_before_anything_runs(suite: pytest.Pyteste
     result = suite.runpytest("--sev-host", "model", "--sev-defect", "nonsense")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*no defect 'nonsense'; there are:*", "*vmsa-update-dropped: *"])
+
+
+def test_a_kernel_defect_of_a_real_host_is_refused(suite: pytest.Pytester, project: Path) -> None:
+    """A real kernel cannot be made wrong, and the usage error says so."""
+    lab = f"--sev-lab={project / 'lab'}"
+    result = suite.runpytest("--sev-host", "model", "--sev-host", "lab1", lab, "--sev-defect", "smm-offered")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*smm-offered: *one of the model's kernel, and lab1 is a real host*"])
 
 
 def test_check_without_a_host_is_refused(suite: pytest.Pytester) -> None:

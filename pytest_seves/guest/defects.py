@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Named ways for a VMM to be wrong (`--sev-defect`), made by the recorder's sabotage.
+"""Named ways to be wrong (`--sev-defect`): for a VMM by the recorder's sabotage, for a kernel by the model.
 
 Each defect lists the requirements that it breaks. The project's tests prove that exactly those turn red:
 a conformance check that was never seen to fail is worth nothing.
@@ -7,7 +7,8 @@ a conformance check that was never seen to fail is worth nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from errno import EINVAL
 
 from pytest_seves.errors import UsageError
@@ -16,6 +17,7 @@ from pytest_seves.spec.layout import Layout
 from pytest_seves.spec.sev import Policy, SevCmd, SevIssue
 
 from .faults import Rule, on_sev
+from .kernel_defects import KERNEL_DEFECTS
 
 _START = sev.KVM_SEV_LAUNCH_START_DATA
 _CMD = sev.KVM_SEV_CMD
@@ -38,6 +40,13 @@ class Defect:
     ignores: frozenset[str] = frozenset()
     #: True for a VMM that boots its usual firmware, whichever it was told to.
     ignores_firmware: bool = False
+    #: Settings of the model's profile: the kernel is what is wrong, and only the model's can be.
+    kernel: Mapping[str, bool] = field(default_factory=dict)
+
+    @property
+    def culprit(self) -> str:
+        """Who is wrong."""
+        return "kernel" if self.kernel else "VMM"
 
 
 def _policy_bits(name: str, value: int, mask: int, after: str | None = None) -> Rule:
@@ -274,7 +283,12 @@ _ALL = (
     ),
 )
 
-DEFECTS = {defect.name: defect for defect in _ALL}
+_KERNEL = tuple(
+    Defect(name, f"the model's kernel {what}", breaks, kernel=settings)
+    for name, (what, breaks, settings) in KERNEL_DEFECTS.items()
+)
+
+DEFECTS = {defect.name: defect for defect in (*_ALL, *_KERNEL)}
 
 
 def chosen_defects(names: tuple[str, ...]) -> tuple[Defect, ...]:
@@ -284,6 +298,12 @@ def chosen_defects(names: tuple[str, ...]) -> tuple[Defect, ...]:
     """
     for name in names:
         if name not in DEFECTS:
-            listing = "".join(f"\n  {defect.name}: {defect.what}" for defect in _ALL)
+            listing = "".join(f"\n  {defect.name}: {defect.what}" for defect in DEFECTS.values())
             raise UsageError(f"--sev-defect: no defect {name!r}; there are:{listing}")
     return tuple(DEFECTS[name] for name in names)
+
+
+def kernel_settings(names: tuple[str, ...]) -> str:
+    """What the named defects add to the name of the model's profile: ``a=Y,b=Y``."""
+    settings = {key: value for defect in chosen_defects(names) for key, value in defect.kernel.items()}
+    return ",".join(f"{key}={'Y' if value else 'N'}" for key, value in settings.items())

@@ -10,8 +10,11 @@ import pytest
 
 from pytest_seves.agent import sabotage
 from pytest_seves.errors import UsageError
-from pytest_seves.guest.defects import DEFECTS, chosen_defects
+from pytest_seves.guest.defects import DEFECTS, chosen_defects, kernel_settings
 from pytest_seves.guest.faults import FAULTS, fault_rules
+from pytest_seves.guest.kernel_defects import KERNEL_DEFECTS
+from pytest_seves.model.profiles import NAMES as PROFILES
+from pytest_seves.model.profiles import resolve
 
 
 def test_an_unknown_defect_lists_those_there_are() -> None:
@@ -28,10 +31,19 @@ def test_an_unknown_fault_lists_those_there_are() -> None:
 
 @pytest.mark.parametrize("name", DEFECTS)
 def test_the_recorder_takes_every_defect(name: str) -> None:
-    """Each defect is made of rules that the recorder knows."""
+    """Each defect is made of rules that the recorder knows, or of settings of the model."""
     rules = [dict(rule) for rule in DEFECTS[name].rules]
     assert len(sabotage.load(rules)) == len(rules)
-    assert rules or DEFECTS[name].ignores or DEFECTS[name].ignores_firmware
+    assert rules or DEFECTS[name].ignores or DEFECTS[name].ignores_firmware or DEFECTS[name].kernel
+
+
+@pytest.mark.parametrize("name", KERNEL_DEFECTS)
+def test_the_model_knows_every_kernel_defect(name: str) -> None:
+    """Each is one setting, which some profile does not have by itself."""
+    (setting,) = DEFECTS[name].kernel
+    wrong = [resolve(f"{profile}:{kernel_settings((name,))}") for profile in PROFILES]
+    assert {getattr(profile, setting) for profile in wrong} == {True}
+    assert False in {getattr(resolve(profile), setting) for profile in PROFILES}
 
 
 @pytest.mark.parametrize("name", FAULTS)
