@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from pytest_seves.errors import HostError, Unsupported
 from pytest_seves.spec import kvm
 
-from .calls import Answers, Step, Steps, flat
+from .answers import Answers
+from .calls import Step, Steps, flat
 from .init_path import INIT2, InitPath
 
 if TYPE_CHECKING:

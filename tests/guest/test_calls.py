@@ -13,7 +13,8 @@ import pytest
 from pytest_seves.agent import program
 from pytest_seves.errors import AgentRemoteError, HostError, Undecided, Unsupported
 from pytest_seves.guest import calls
-from pytest_seves.guest.calls import Answers, At, create_vcpu, create_vm, needed, open_kvm, sev
+from pytest_seves.guest.answers import Answers
+from pytest_seves.guest.calls import At, create_vcpu, create_vm, needed, open_kvm, sev
 from pytest_seves.guest.direct import Kvm
 from pytest_seves.guest.init_path import ES_INIT, INIT2, INIT_PATHS, InitPath
 from pytest_seves.host.inventory import Firmware, LabHost
