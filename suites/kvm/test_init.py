@@ -106,7 +106,8 @@ def test_the_type_is_offered_if_it_works(kvm: Kvm) -> None:
         needed(create_vm(KVM_X86_SEV_ES_VM)),
         sev(SevCmd.KVM_SEV_INIT2),
     ).given
-    assert bool(types.result >> KVM_X86_SEV_ES_VM & 1) == all(answer.ok for answer in attempt)
+    works = attempt[-1].errno in (None, "EBUSY")  # EBUSY: no ASID is free just now
+    assert works == bool(types.result >> KVM_X86_SEV_ES_VM & 1)
 
 
 @pytest.mark.requirement("KVM-10")
