@@ -74,7 +74,7 @@ def check(program: Any) -> List[Step]:
 def _check_keys(step: Any) -> None:
     if not isinstance(step, dict):
         raise ValueError("wanted an object")
-    if step.get("do") not in _KEYS:
+    if not isinstance(step.get("do"), str) or step["do"] not in _KEYS:
         raise ValueError(f"nothing that can be done; there is {', '.join(_KEYS)}")
     wanted, allowed = _KEYS[step["do"]]
     given = set(step) - {"do", "needed"}

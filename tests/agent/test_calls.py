@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pytest_seves.agent import calls, command, program
 from pytest_seves.agent.loop import Loop
@@ -156,3 +159,27 @@ def test_ten_mebibytes_come_back_whole(agent: LocalAgent) -> None:
     steps = [{"do": "memory", "as": "m", "size": size, "hex": "5a"}, {"do": "peek", "of": "m", "size": size}]
     out = bytes.fromhex(agent.call("calls", program=steps, timeout_s=20)["ok"]["answers"][1]["out"])
     assert out == b"\x5a".ljust(size, b"\0")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+KINDS = st.sampled_from(["memory", "peek", "open", "ioctl", "sev", "issue", "run", "close", "misc"])
+KEYS = ["as", "on", "of", "path", "size", "hex", "arg", "pointers", "request", "command", "sev", "needed"]
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(KEYS), JSON).flatmap(
+            lambda step: st.builds(lambda kind: {**step, "do": kind}, KINDS | JSON)
+        )
+        | JSON,
+        max_size=4,
+    )
+)
+def test_nonsense_is_a_value_error(steps: list[Any]) -> None:
+    """Whatever JSON arrives is a program or a ValueError, never another exception."""
+    with contextlib.suppress(ValueError):
+        assert program.check(steps) == steps
