@@ -85,3 +85,10 @@ def pytest_report_teststatus(
     if getattr(report, "sev_undecided", False):
         return "undecided", "U", ("UNDECIDED", {"yellow": True})
     return None
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Show the answer to a direct call beside the name of its errno, which alone says little."""
+    parts = left if isinstance(left, tuple) else (left,)
+    answer = next((part.answer for part in parts if isinstance(part, str) and hasattr(part, "answer")), None)
+    return None if answer is None else [f"{left!r} {op} {right!r}, as answered: {answer}"]

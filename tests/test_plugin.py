@@ -134,6 +134,24 @@ def test_a_failure_is_a_failure(suite: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["X-1 *must *1 failed *The first.", "*test_it: *assert*"])
 
 
+@pytest.mark.parametrize("wanted", ["== 'EBUSY'", "in ('EBUSY', None)"])
+def test_an_assertion_on_an_errno_shows_the_call(suite: pytest.Pytester, wanted: str) -> None:
+    """The step, its number and the firmware's word stand beside the name, in the table as well."""
+    write(
+        suite,
+        f"""
+            from pytest_seves.guest.answers import Answers
+            from pytest_seves.guest.calls import sev
+            said = {{"result": -5, "errno": "EIO", "firmware": 3}}
+            assert Answers([sev(4)], [said])[0].errno {wanted}
+        """,
+    )
+    result = suite.runpytest_subprocess("--sev-host", "model")
+    result.assert_outcomes(failed=1)
+    call = "#0 KVM_SEV_LAUNCH_UPDATE_VMSA (vm) = -5 EIO, firmware status 0x03 INVALID_CONFIG"
+    result.stdout.fnmatch_lines([f"E *as answered: <{call}>*", "*test_it: *as answered: <#0*"])
+
+
 def test_default_parameters(suite: pytest.Pytester) -> None:
     """`vcpus` and `policy` have defaults with readable ids, and a test's own values win."""
     suite.makepyfile(

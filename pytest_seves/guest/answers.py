@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pytest_seves.errors import Undecided
@@ -12,6 +12,19 @@ from pytest_seves.spec.layout import Layout
 from pytest_seves.spec.sev import NO_FIRMWARE_CALL, firmware_status_name
 
 from .calls import Step
+
+
+class Errno(str):
+    """An errno's name that knows the answer it stands in, for an assertion that shows it."""
+
+    answer = ""
+
+    @classmethod
+    def of(cls, answer: Answer) -> Errno:
+        """The name of the errno of `answer`."""
+        name = cls(answer.errno)
+        name.answer = repr(answer)
+        return name
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,8 @@ class Answers(Sequence[Answer]):
     def _answer(self, number: int) -> Answer:
         answer = dict(self._answers[number])
         answer["out"] = bytes.fromhex(answer.get("out", ""))
-        return Answer(number, self._steps[number].label, **answer)
+        plain = Answer(number, self._steps[number].label, **answer)
+        return plain if plain.ok else replace(plain, errno=Errno.of(plain))
 
     def __repr__(self) -> str:
         return "\n".join(self.lines())

@@ -77,7 +77,8 @@ def test_vmsa_without_es(kvm: Kvm) -> None:
 def test_out_of_order(kvm: Kvm, init_path: InitPath, before: tuple[Step, ...], command: Step) -> None:
     """A launch command out of order ends with EIO and the firmware's INVALID_GUEST_STATE."""
     answer = kvm(init_path.started(), before, command)[-1]
-    assert (answer.errno, answer.firmware) == ("EIO", FirmwareStatus.INVALID_GUEST_STATE)
+    assert answer.errno == "EIO"
+    assert answer.firmware == FirmwareStatus.INVALID_GUEST_STATE
 
 
 @pytest.mark.requirement("KVM-19")
@@ -101,7 +102,8 @@ def test_before_init(kvm: Kvm, command: Step) -> None:
 def test_measure_tells_its_length(kvm: Kvm, init_path: InitPath) -> None:
     """LAUNCH_MEASURE without room fails with INVALID_LEN and tells the length of a measurement."""
     answer = kvm(init_path.protected(), sev(SevCmd.KVM_SEV_LAUNCH_MEASURE, len=0))[-1]
-    assert (answer.errno, answer.firmware) == ("EIO", FirmwareStatus.INVALID_LEN)
+    assert answer.errno == "EIO"
+    assert answer.firmware == FirmwareStatus.INVALID_LEN
     assert answer.decode(KVM_SEV_LAUNCH_MEASURE_DATA)["len"] == MEASUREMENT_SIZE
 
 
