@@ -153,7 +153,7 @@ def _parameters() -> Json:
 
 
 def misc() -> Json:
-    """Units of the misc controller: {"capacity", "current"}, each {resource: number} or None."""
+    """ASIDs that the host has, and those in use, by the misc cgroup; None where it has none."""
     for root in MISC_ROOTS:
         try:
             capacity = _misc_numbers(f"{root}/misc.capacity")
