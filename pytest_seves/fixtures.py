@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from .guest.direct import Kvm as Kvm
     from .guest.launcher import Launcher as Launcher  # for annotations in tests
     from .host.target import Target as Target
 
@@ -38,3 +39,20 @@ def launch_guest(sev_host: Target, request: pytest.FixtureRequest) -> Launcher:
     run = request.config.stash[RUN]
     run.note(request.node, sev_host)
     return run.launcher(sev_host)
+
+
+@pytest.fixture
+def kvm(sev_host: Target, request: pytest.FixtureRequest) -> Kvm:
+    """Direct KVM and SEV calls on the host, without a VMM: ``kvm(open_kvm(), create_vm(0), ...)``.
+
+    Each call runs one program of steps (:mod:`pytest_seves.guest.calls`) in a process of its own and returns
+    its answers, one for each step. What the program made is gone when it returns.
+    """
+    from .guest.direct import Kvm
+    from .plugin import RUN
+
+    run = request.config.stash[RUN]
+    run.note(request.node, sev_host)
+    sev_host.require_ready()
+    folder = run.options.artifacts / sev_host.name / "calls" if run.options.artifacts else None
+    return Kvm(sev_host, request.node.name, folder)

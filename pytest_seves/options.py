@@ -49,7 +49,7 @@ def add_options(parser: pytest.Parser) -> None:
         group,
         "sev_defect",
         "args",
-        "make the VMM wrong in a named way, to see the checks fail (repeatable)",
+        "make the VMM, or the model's kernel, wrong in a named way, to see the checks fail (repeatable)",
     )
 
 

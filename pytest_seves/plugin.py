@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .fixtures import launch_guest, sev_host
+from .fixtures import kvm, launch_guest, sev_host
 from .options import add_options, read_options, refuse_directories_as_words
 
 if TYPE_CHECKING:
     from .run import Run
 
-__all__ = ["launch_guest", "sev_host"]  # fixtures: pytest finds them in this module
+__all__ = ["kvm", "launch_guest", "sev_host"]  # fixtures: pytest finds them in this module
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()
 
@@ -62,8 +62,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Tie tests to the catalogue."""
     if any(item.get_closest_marker("requirement") for item in items):
         from .collection import tie
+        from .errors import UsageError
 
-        tie(config, items)
+        try:
+            tie(config, items)
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -85,3 +89,10 @@ def pytest_report_teststatus(
     if getattr(report, "sev_undecided", False):
         return "undecided", "U", ("UNDECIDED", {"yellow": True})
     return None
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Show the answer to a direct call beside the name of its errno, which alone says little."""
+    parts = left if isinstance(left, tuple) else (left,)
+    answer = next((part.answer for part in parts if isinstance(part, str) and hasattr(part, "answer")), None)
+    return None if answer is None else [f"{left!r} {op} {right!r}, as answered: {answer}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .errors import InventoryError, ModelError, RigError, SevesError, Undecided, UsageError
-from .guest.defects import chosen_defects
+from .guest.defects import DEFECTS, chosen_defects, kernel_settings
 from .host.inventory import LabHost, load_host
 from .options import Options
 from .report import catalogue, summary
 
 if TYPE_CHECKING:
+    from .guest.defect import Defect
     from .guest.launcher import Launcher
     from .host.target import Target
 
@@ -40,8 +42,9 @@ class Run:
         try:
             if not options.hosts:
                 raise UsageError("--sev-check: which host? Give --sev-host NAME")
-            chosen_defects(options.defects)
+            chosen = chosen_defects(options.defects)
             self._entries = {name: load_host(name, options.lab) for name in options.hosts}
+            _require_model(chosen, self._entries.values())
         except (InventoryError, UsageError) as error:
             raise pytest.UsageError(str(error)) from None
 
@@ -88,6 +91,8 @@ class Run:
         if self._model is None:
             from .model.host import ModelHost, ModelUnavailable
 
+            if settings := kernel_settings(self.options.defects):
+                profile += ("," if ":" in profile else ":") + settings
             try:
                 host = self._stack.enter_context(ModelHost.start(profile=profile))
             except ModelUnavailable as error:
@@ -133,8 +138,10 @@ class Run:
         path = catalogue.find(item.path.parent, catalogue.KNOWN_DEFECTS)
         if marker is None or path is None:
             return
+        vmm = (target.entry.vmm.name, target.facts.vmm.version)
+        kernel = (catalogue.KERNEL, target.facts.kernel_version)
         for known in catalogue.load_known_defects(path):
-            if known.affects(marker.args[0], item.name, target.entry.vmm.name, target.facts.vmm.version):
+            if any(known.affects(marker.args[0], item.name, *product) for product in (vmm, kernel)):
                 reason = f"known defect: {known.what} ({known.reference})"
                 item.add_marker(pytest.mark.xfail(raises=AssertionError, strict=True, reason=reason))
 
@@ -167,7 +174,8 @@ class Run:
         if any(entry.model for entry in self._entries.values()):
             write.line("The model is software: nothing here is a qualification of hardware.", yellow=True)
         for name in self.options.defects:
-            write.line(f"--sev-defect {name}: the VMM was made wrong on purpose.", yellow=True)
+            culprit = DEFECTS[name].culprit
+            write.line(f"--sev-defect {name}: the {culprit} was made wrong on purpose.", yellow=True)
         requirements = [r for path in self._catalogues for r in catalogue.load(path).values()]
         for verdict, line in summary.lines(requirements, self._verdicts, write._tw.fullwidth):
             write.line(line, **_COLOURS.get(verdict, {}))
@@ -228,6 +236,20 @@ class Run:
     def pytest_unconfigure(self) -> None:
         """Whatever happened before, leave nothing behind."""
         self._stack.close()
+
+
+def _require_model(defects: Iterable[Defect], hosts: Iterable[LabHost]) -> None:
+    """Refuse to make a real host's kernel wrong.
+
+    :raise UsageError: names the defect and the host.
+    """
+    wrong = next((defect.name for defect in defects if defect.kernel), None)
+    real = next((host.name for host in hosts if host.model is None), None)
+    if wrong and real:
+        raise UsageError(
+            f"--sev-defect {wrong}: this defect is one of the model's kernel, and {real} is a real host; "
+            "give it --sev-host model alone"
+        )
 
 
 _COLOURS: dict[str, dict[str, bool]] = {

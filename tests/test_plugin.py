@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 Tmp = pytest.TempPathFactory
@@ -55,6 +57,14 @@ def test_an_unknown_defect_is_refused_before_anything_runs(suite: pytest.Pyteste
     result = suite.runpytest("--sev-host", "model", "--sev-defect", "nonsense")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*no defect 'nonsense'; there are:*", "*vmsa-update-dropped: *"])
+
+
+def test_a_kernel_defect_of_a_real_host_is_refused(suite: pytest.Pytester, project: Path) -> None:
+    """A real kernel cannot be made wrong, and the usage error says so."""
+    lab = f"--sev-lab={project / 'lab'}"
+    result = suite.runpytest("--sev-host", "model", "--sev-host", "lab1", lab, "--sev-defect", "smm-offered")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*smm-offered: *one of the model's kernel, and lab1 is a real host*"])
 
 
 def test_check_without_a_host_is_refused(suite: pytest.Pytester) -> None:
@@ -122,6 +132,24 @@ def test_a_failure_is_a_failure(suite: pytest.Pytester) -> None:
     result = suite.runpytest_subprocess("--sev-host", "model")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["X-1 *must *1 failed *The first.", "*test_it: *assert*"])
+
+
+@pytest.mark.parametrize("wanted", ["== 'EBUSY'", "in ('EBUSY', None)"])
+def test_an_assertion_on_an_errno_shows_the_call(suite: pytest.Pytester, wanted: str) -> None:
+    """The step, its number and the firmware's word stand beside the name, in the table as well."""
+    write(
+        suite,
+        f"""
+            from pytest_seves.guest.answers import Answers
+            from pytest_seves.guest.calls import sev
+            said = {{"result": -5, "errno": "EIO", "firmware": 3}}
+            assert Answers([sev(4)], [said])[0].errno {wanted}
+        """,
+    )
+    result = suite.runpytest_subprocess("--sev-host", "model")
+    result.assert_outcomes(failed=1)
+    call = "#0 KVM_SEV_LAUNCH_UPDATE_VMSA (vm) = -5 EIO, firmware status 0x03 INVALID_CONFIG"
+    result.stdout.fnmatch_lines([f"E *as answered: <{call}>*", "*test_it: *as answered: <#0*"])
 
 
 def test_default_parameters(suite: pytest.Pytester) -> None:

@@ -13,7 +13,8 @@ import sys
 import time
 from typing import Any, Callable, NoReturn
 
-from pytest_seves.agent import command, facts, files, lineage, usage
+from pytest_seves.agent import calls, command, facts, files, lineage, usage
+from pytest_seves.agent import program as steps
 from pytest_seves.agent.asid_holder import AsidHolder
 from pytest_seves.agent.frames import Decoder, FrameError, encode
 from pytest_seves.agent.launch import Launch
@@ -56,6 +57,7 @@ class Service:
         self._ops: dict[str, Callable[..., None]] = {
             "facts": self._facts,
             "exec": self._exec,
+            "calls": self._calls,
             "file.put": self._file_put,
             "file.read": self._file_read,
             "launch": self._launch,
@@ -197,6 +199,22 @@ class Service:
     def _facts(self, done: Done, fail: command.Fail, timeout_s: float = 30.0, **args: Any) -> None:
         command.call(self._loop, done, fail, function=facts.gather, args=args, timeout_s=_positive(timeout_s))
 
+    def _calls(self, done: Done, fail: command.Fail, timeout_s: float, program: list[Any]) -> None:
+        limit, args = _positive(timeout_s), {"program": steps.check(program)}
+
+        def ended(result: dict[str, Any]) -> None:
+            self._turns.give_back()
+            done(result)
+
+        def failed(kind: str, text: str, evidence: dict[str, Any]) -> None:
+            self._turns.give_back()
+            fail(kind, text, evidence)
+
+        def granted() -> None:
+            command.call(self._loop, ended, failed, function=calls.run, args=args, timeout_s=limit)
+
+        self._turns.share(granted, fail, limit)
+
     def _exec(self, done: Done, fail: command.Fail, timeout_s: float, **args: Any) -> None:
         command.run(self._loop, done, timeout_s=_positive(timeout_s), **args)
 
@@ -261,6 +279,8 @@ class Service:
 
         if self._holder is None:
             take()
+        elif free is not None and 0 <= free - self._holder.free <= min(self._holder.held, 0xFF):
+            self._holder.leave(free, told)
         else:
             self._holder.release(take)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Named ways for a VMM to be wrong (`--sev-defect`), made by the recorder's sabotage.
+"""Named ways to be wrong (`--sev-defect`): for a VMM by the recorder's sabotage, for a kernel by the model.
 
 Each defect lists the requirements that it breaks. The project's tests prove that exactly those turn red:
 a conformance check that was never seen to fail is worth nothing.
@@ -7,8 +7,6 @@ a conformance check that was never seen to fail is worth nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from errno import EINVAL
 from typing import Any
 
@@ -17,59 +15,14 @@ from pytest_seves.spec import kvm, sev
 from pytest_seves.spec.layout import Layout
 from pytest_seves.spec.sev import Policy, SevCmd, SevIssue
 
+from .defect import Defect
 from .faults import Rule, on_sev
-from .spec import GuestSpec
+from .kernel_defects import KERNEL_DEFECTS
 
 _START = sev.KVM_SEV_LAUNCH_START_DATA
 _CMD = sev.KVM_SEV_CMD
 _STATUS = sev.SEV_USER_DATA_STATUS
 _INIT2 = sev.KVM_SEV_INIT2_DATA
-
-
-@dataclass(frozen=True)
-class Defect:
-    """One way to be wrong.
-
-    :param breaks: the requirements that turn red; any other is unharmed, or undecided where the
-        launch no longer comes so far.
-    """
-
-    name: str
-    what: str
-    breaks: frozenset[str]
-    rules: tuple[Rule, ...] = ()
-    #: What the VMM answers wrongly over QMP (:mod:`pytest_seves.agent.qmp_sabotage`).
-    qmp_rules: tuple[Rule, ...] = ()
-    #: Machine options that the VMM takes and then ignores.
-    ignores: frozenset[str] = frozenset()
-    #: Devices that the VMM takes and then leaves out.
-    ignores_devices: frozenset[str] = frozenset()
-    #: True for a VMM that boots its usual firmware, whichever it was told to.
-    ignores_firmware: bool = False
-    #: Arguments that give the VMM a wrong default.
-    arguments: tuple[str, ...] = ()
-
-    def heeded(self, spec: GuestSpec) -> GuestSpec:
-        """What the VMM makes of what it was told."""
-        kept = [word for pair in _pairs(spec.extra) if not self._ignores(pair) for word in pair]
-        return replace(
-            spec,
-            machine_options=tuple(o for o in spec.machine_options if o[0] not in self.ignores),
-            firmware=None if self.ignores_firmware else spec.firmware,
-            extra=(*kept, *self.arguments),
-        )
-
-    def _ignores(self, pair: tuple[str, ...]) -> bool:
-        return pair[0] == "-device" and pair[1].partition(",")[0] in self.ignores_devices
-
-
-def _pairs(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Options with their values; a flag stands alone."""
-    rest = list(words)
-    while rest:
-        size = 2 if len(rest) > 1 and not rest[1].startswith("-") else 1
-        yield tuple(rest[:size])
-        rest = rest[size:]
 
 
 def _policy_bits(name: str, value: int, mask: int, after: str | None = None) -> Rule:
@@ -397,7 +350,12 @@ _ALL = (
     ),
 )
 
-DEFECTS = {defect.name: defect for defect in _ALL}
+_KERNEL = tuple(
+    Defect(name, f"the model's kernel {what}", breaks, kernel=settings)
+    for name, (what, breaks, settings) in KERNEL_DEFECTS.items()
+)
+
+DEFECTS = {defect.name: defect for defect in (*_ALL, *_KERNEL)}
 
 
 def chosen_defects(names: tuple[str, ...]) -> tuple[Defect, ...]:
@@ -407,6 +365,16 @@ def chosen_defects(names: tuple[str, ...]) -> tuple[Defect, ...]:
     """
     for name in names:
         if name not in DEFECTS:
-            listing = "".join(f"\n  {defect.name}: {defect.what}" for defect in _ALL)
+            listing = "".join(f"\n  {defect.name}: {defect.what}" for defect in DEFECTS.values())
             raise UsageError(f"--sev-defect: no defect {name!r}; there are:{listing}")
     return tuple(DEFECTS[name] for name in names)
+
+
+def kernel_settings(names: tuple[str, ...]) -> str:
+    """What the named defects add to the name of the model's profile: ``a=Y,b=400``."""
+    settings = {key: value for defect in chosen_defects(names) for key, value in defect.kernel.items()}
+    return ",".join(f"{key}={_setting(value)}" for key, value in settings.items())
+
+
+def _setting(value: int) -> str:
+    return "NY"[value] if isinstance(value, bool) else str(value)

@@ -84,6 +84,7 @@ class Launcher:
 
         :raise HostError: others do not let go of the host in time.
         """
+        self._target.require_ready()  # as it is with all its ASIDs
         client = self._target.client
         client.call("alone.begin", {"timeout_s": _ALONE_S})
         try:

@@ -151,6 +151,11 @@ class HostFacts:
         return max(self.es_capacity - self.es_in_use, 0)
 
     @property
+    def kernel_version(self) -> tuple[int, ...]:
+        """The numbers in its release; for known defects alone: what a kernel can do is probed."""
+        return _version(self.kernel or "")
+
+    @property
     def family(self) -> int | None:
         """CPU family of the signature, base and extended."""
         if self.signature is None:

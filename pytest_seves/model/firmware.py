@@ -202,5 +202,6 @@ class Firmware:
         guest = self.guests.get(handle)
         if guest is None:
             raise FirmwareError(FirmwareStatus.INVALID_GUEST)
-        _require(state is None or guest.state is state, FirmwareStatus.INVALID_GUEST_STATE)
+        lax = self.config.any_order and guest.state is not GuestState.RUNNING
+        _require(lax or state is None or guest.state is state, FirmwareStatus.INVALID_GUEST_STATE)
         return guest

@@ -13,6 +13,7 @@ class FirmwareConfig:
     :param es: INIT was given the ES flag and its trusted memory region.
     :param es_asids: ASIDs 1 to this many are for SEV-ES (the BIOS's "SEV-ES ASID space limit" minus one).
     :param asids: the highest ASID.
+    :param any_order: wrong on purpose: launch commands are taken in any order until LAUNCH_FINISH.
     """
 
     api_major: int
@@ -21,3 +22,4 @@ class FirmwareConfig:
     es: bool
     es_asids: int
     asids: int
+    any_order: bool = False

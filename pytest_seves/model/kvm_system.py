@@ -53,7 +53,9 @@ class SystemDevice:
 
     def create_vm(self, call: Call) -> None:
         """KVM_CREATE_VM. Types other than the default one need a bit in KVM_CAP_VM_TYPES."""
-        if call.argument > 31 or not self._supervisor.profile.vm_types >> call.argument & 1:
+        profile = self._supervisor.profile
+        types = profile.vm_types & ~(profile.wrong_vm_type_refused << kvm.KVM_X86_SEV_ES_VM)
+        if call.argument > 31 or not types >> call.argument & 1:
             raise Refusal(errno.EINVAL)
         self._supervisor.grant(call.identifier, Vm(self._supervisor, call.argument))
 

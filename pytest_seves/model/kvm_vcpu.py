@@ -74,7 +74,7 @@ class Vcpu:
     @property
     def sealed(self) -> bool:
         """Protected, and of a VM type for which KVM refuses to touch such state."""
-        return self.protected and self.vm.has_protected_state
+        return self.protected and self.vm.has_protected_state and not self.profile.wrong_registers_open
 
     @property
     def dr7(self) -> int:
@@ -99,7 +99,7 @@ class Vcpu:
             return -errno.EINTR
         if self.vm.need_init:
             return -errno.EINVAL
-        if self.vm.es and not self.protected:
+        if self.vm.es and not self.protected and not self.profile.wrong_late_vcpu:
             self._write_run(_RUN_EXIT_REASON, "<I", _EXIT_FAIL_ENTRY)
             self._write_run(_RUN_HARDWARE, "<QI", _SVM_EXIT_ERR, 0)
             return 0
@@ -233,7 +233,7 @@ class Vcpu:
     def set_guest_debug(self, call: Call) -> int:
         """KVM_SET_GUEST_DEBUG: not on a protected vCPU."""
         control = struct.unpack_from("<I", self.memory.read(call.argument, call.size))[0]
-        if self.protected:
+        if self.protected and not self.profile.wrong_guest_debug:
             return -errno.EINVAL
         self.guest_debug = bool(control & 1)
         return 0

@@ -124,11 +124,13 @@ class Vm:
 
     def check_extension(self, call: Call) -> int:
         """KVM_CHECK_EXTENSION: an ES guest has no SMM, as SMBASE cannot be emulated (5719455fbd95, 5.11)."""
-        if call.argument == kvm.KVM_CAP_X86_SMM and self.es:
+        profile = self.supervisor.profile
+        if call.argument == kvm.KVM_CAP_X86_SMM and self.es and not profile.wrong_smm_on_es:
             return 0
-        if call.argument in _NOT_WITH_PROTECTED_STATE and self.has_protected_state:
+        shown = call.argument == kvm.KVM_CAP_SYNC_REGS and profile.wrong_sync_regs
+        if call.argument in _NOT_WITH_PROTECTED_STATE and self.has_protected_state and not shown:
             return 0
-        return self.supervisor.profile.capability(call.argument)
+        return profile.capability(call.argument)
 
     # Memory
 
@@ -136,7 +138,8 @@ class Vm:
         """KVM_SET_USER_MEMORY_REGION; size 0 deletes the slot."""
         raw = self.supervisor.memory.read(call.argument, kvm.USERSPACE_MEMORY_REGION.size)
         slot, flags, gpa, size, address = struct.unpack("<IIQQQ", raw)
-        readonly = 0 if self.has_protected_state else _MEM_READONLY  # 66155de93bcf, 6.11
+        taken = not self.has_protected_state or self.supervisor.profile.wrong_readonly_slot
+        readonly = _MEM_READONLY if taken else 0  # 66155de93bcf, 6.11
         if flags & ~(_MEM_LOG_DIRTY_PAGES | readonly):
             return -errno.EINVAL
         if size % 4096 or gpa % 4096 or address % 4096:
@@ -237,7 +240,7 @@ class Vm:
         if not self.supervisor.profile.sev_usable:
             return -errno.ENOTTY
         if call.argument == 0:
-            return 0
+            return -errno.EFAULT if self.supervisor.profile.wrong_null_probe else 0
         sev = self.sev or SevGuest(self)
         result = sev.command(call.argument)
         if sev.active:

@@ -61,6 +61,7 @@ class Platform:
 
     def __init__(self, profile: Profile, directory: Path) -> None:
         self.firmware = Firmware(profile.firmware_config())
+        self._leaks = profile.wrong_guest_leaked
         self.pool = AsidPool(profile.es_asids, profile.sev_asids, self._flush)
         self._log = os.open(
             directory / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
@@ -156,17 +157,21 @@ class Platform:
         """Release all that a supervisor held."""
         if self._clients.pop(client.connection, None) is None:
             return
+        if not (self._leaks and client.handles):
+            self._give_back(client)
+        self._selector.unregister(client.connection)
+        client.connection.close()
+        for descriptor in (client.memory.descriptor if client.memory else -1, client.process or -1):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def _give_back(self, client: Client) -> None:
         for handle in list(client.handles):
             if self.firmware.guests[handle].asid is not None:
                 self._command("DEACTIVATE", {"handle": handle}, lambda h=handle: self._flush_guest(h))  # type: ignore[misc]
             self._command("DECOMMISSION", {"handle": handle}, lambda h=handle: self._forget_guest(h))  # type: ignore[misc]
         for asid in client.asids:
             self.pool.release(asid)
-        self._selector.unregister(client.connection)
-        client.connection.close()
-        for descriptor in (client.memory.descriptor if client.memory else -1, client.process or -1):
-            if descriptor >= 0:
-                os.close(descriptor)
 
     def _drop_dead(self) -> None:
         for client in [client for client in self._clients.values() if not client.alive]:

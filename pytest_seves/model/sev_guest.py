@@ -46,6 +46,7 @@ class SevGuest:
         self.vmsa_features = 0
         self.ghcb_version = 0
         self.handle: int | None = None
+        self._finished = False
         self._device = -1
         self._regions: list[tuple[int, int]] = []
         self._error = 0
@@ -68,6 +69,11 @@ class SevGuest:
     def release(self) -> None:
         """sev_vm_destroy(): unbind, forget, and free the ASID."""
         if not self.active:
+            return
+        profile = self._supervisor.profile
+        late = self._device not in self._supervisor.devices
+        launched = self.handle is not None
+        if (profile.wrong_guest_leaked and launched) or (profile.wrong_asid_leaked and late):
             return
         if self.handle is not None:
             self._supervisor.platform.request("DEACTIVATE", handle=self.handle)
@@ -97,30 +103,32 @@ class SevGuest:
         es = fields["id"] == SevCmd.KVM_SEV_ES_INIT
         if es and not profile.es_usable:
             return -errno.ENOTTY
-        if self._vm.vm_type != kvm.KVM_X86_DEFAULT_VM:
+        if self._vm.vm_type != kvm.KVM_X86_DEFAULT_VM and not profile.wrong_init_any_type:
             return -errno.EINVAL
         return self._activate(es, features=0, ghcb_version=_GHCB_VERSION_MIN if es else 0)
 
     def _init2(self, fields: Mapping[str, Any]) -> int:
-        if not self._vm.need_init:
+        profile, es = self._supervisor.profile, self._vm.vm_type == kvm.KVM_X86_SEV_ES_VM
+        lax = profile.wrong_init_twice if self.active else profile.wrong_init_any_type
+        if not self._vm.need_init and not lax:
             return -errno.EINVAL
         layout = sev.KVM_SEV_INIT2_DATA
         init = layout.decode(self._supervisor.memory.read(fields["data"], layout.size))
-        profile, es = self._supervisor.profile, self._vm.vm_type == kvm.KVM_X86_SEV_ES_VM
         features, version = init["vmsa_features"], init["ghcb_version"]
-        if self._vm.vcpus or init["flags"] or features & ~(profile.vmsa_features if es else 0):
-            return -errno.EINVAL
-        if version > (profile.ghcb_version_max if es else 0):
-            return -errno.EINVAL
+        if not profile.wrong_init2_unchecked:
+            if init["flags"] or features & ~(profile.vmsa_features if es else 0):
+                return -errno.EINVAL
+            if version > (profile.ghcb_version_max if es else 0):
+                return -errno.EINVAL
         return self._activate(es, features, version or (_GHCB_VERSION_DEFAULT if es else 0))
 
     def _activate(self, es: bool, features: int, ghcb_version: int) -> int:
         """__sev_guest_init()."""
         profile = self._supervisor.profile
-        if self._vm.vcpus:
+        if self._vm.vcpus and not profile.wrong_init_after_vcpu:
             return -errno.EINVAL
         if self.active:
-            return -int(getattr(errno, profile.reinit_errno))
+            return 0 if profile.wrong_init_twice else -int(getattr(errno, profile.reinit_errno))
         if not (profile.es_asids if es else profile.sev_asids):
             return -int(getattr(errno, profile.no_asid_range_errno))
         answer, _ = self._supervisor.platform.request("asid_allocate", es=es)
@@ -159,8 +167,18 @@ class SevGuest:
         return 0
 
     def _launch_update_vmsa(self, _: Mapping[str, Any]) -> int:
-        if not self.es:
+        profile = self._supervisor.profile
+        if not self.es and not profile.wrong_vmsa_without_es:
             return -errno.ENOTTY
+        if self._finished and profile.wrong_late_vmsa:
+            return 0
+        before = [vcpu for vcpu in self._vm.vcpus.values() if vcpu.protected]
+        result = self._measure_vcpus()
+        for vcpu in before if profile.wrong_vmsa_twice else ():
+            vcpu.vmsa = None
+        return result
+
+    def _measure_vcpus(self) -> int:
         pages, measured, refused = [], [], 0
         for vcpu in self._vm.vcpus.values():
             refused = self._refuses_sync(vcpu)
@@ -208,6 +226,7 @@ class SevGuest:
                 size == 0
             ):  # a query: the firmware's INVALID_LEN carries the length, and the ioctl fails all the same
                 wanted = refusal.values.get("length", 0)
+                wanted += 16 if self._supervisor.profile.wrong_measure_length else 0
                 self._supervisor.memory.write(length_at, struct.pack("<I", wanted))
             raise
         self._supervisor.memory.write(address, data)
@@ -234,6 +253,7 @@ class SevGuest:
 
     def _launch_finish(self, _: Mapping[str, Any]) -> int:
         self._issue_guest("LAUNCH_FINISH")
+        self._finished = True
         return 0
 
     def _guest_status(self, fields: Mapping[str, Any]) -> int:
@@ -313,7 +333,8 @@ def _only_for_guests(
     """ENOTTY before an init sub-command has made the VM a SEV guest."""
 
     def checked(guest: SevGuest, fields: Mapping[str, Any]) -> int:
-        return run(guest, fields) if guest.active else -errno.ENOTTY
+        lax = guest._supervisor.profile.wrong_launch_uninitialised
+        return run(guest, fields) if guest.active or lax else -errno.ENOTTY
 
     return checked
 

@@ -77,9 +77,13 @@ def _hidden(vcpu: Vcpu) -> bool:
     return vcpu.vm.es and (vcpu.protected or vcpu.profile.fpu_protected_at_creation)
 
 
+def _unreadable(vcpu: Vcpu) -> bool:
+    return _hidden(vcpu) and not vcpu.profile.wrong_fpu_shown
+
+
 def get_fpu(vcpu: Vcpu, call: Call) -> int:
     """KVM_GET_FPU."""
-    vcpu.memory.write(call.argument, bytes(call.size) if _hidden(vcpu) else vcpu.fpu.fpu)
+    vcpu.memory.write(call.argument, bytes(call.size) if _unreadable(vcpu) else vcpu.fpu.fpu)
     return 0
 
 
@@ -93,7 +97,7 @@ def set_fpu(vcpu: Vcpu, call: Call) -> int:
 
 def get_xsave(vcpu: Vcpu, call: Call) -> int:
     """KVM_GET_XSAVE and KVM_GET_XSAVE2."""
-    vcpu.memory.write(call.argument, bytes(call.size) if _hidden(vcpu) else vcpu.fpu.xsave)
+    vcpu.memory.write(call.argument, bytes(call.size) if _unreadable(vcpu) else vcpu.fpu.xsave)
     return 0
 
 

@@ -15,6 +15,8 @@ from pytest_seves.errors import UsageError
 
 CATALOGUE = "requirements.toml"
 KNOWN_DEFECTS = "known_defects.toml"
+#: The `vmm` of a known defect of KVM; its versions are those of the kernel's release.
+KERNEL = "kvm"
 _ID = re.compile(r"[A-Z]+(?:-[A-Z]+)*-[0-9]+")
 Version = tuple[int, ...]
 
@@ -45,7 +47,7 @@ class KnownDefect:
     """A product bug that is known: an expected failure with a reference, never hidden.
 
     :param requirement: the requirement it breaks.
-    :param vmm: name of the VMM.
+    :param vmm: name of the VMM, or :data:`KERNEL`.
     :param since: first affected version, as numbers.
     :param before: first version without it, None while no such version is known.
     :param reference: where it is described or was mended.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from .catalogue import Requirement
 
 #: Outcomes from worst to best, in the words of the report.
-OUTCOMES = ("failed", "error", "undecided", "known defect", "unexpected pass", "skipped", "passed")
+OUTCOMES = ("failed", "error", "undecided", "known defect", "unexpected pass", "passed", "skipped")
 #: Outcomes of which a single one decides the whole requirement.
 BAD = ("failed", "error", "undecided", "unexpected pass")
 
@@ -36,7 +36,7 @@ class Tally:
 
     @property
     def verdict(self) -> str:
-        """The worst outcome."""
+        """The worst outcome; a requirement that was decided where it applies is not skipped."""
         return next((outcome for outcome in OUTCOMES if self.counts[outcome]), "not run")
 
 

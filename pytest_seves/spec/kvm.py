@@ -161,6 +161,10 @@ KVM_CAP_VM_TYPES = 235
 ADDRESS_SPACE_NORMAL = 0
 ADDRESS_SPACE_SMM = 1
 
+# Flags of a memory slot
+KVM_MEM_LOG_DIRTY_PAGES = 1 << 0
+KVM_MEM_READONLY = 1 << 1
+
 # Types of virtual machine (argument of KVM_CREATE_VM)
 KVM_X86_DEFAULT_VM = 0
 KVM_X86_SW_PROTECTED_VM = 1
@@ -330,6 +334,15 @@ ENABLE_CAP = Layout(
     Field("flags", 4, "I"),
     Field("args", 8, "4Q"),
     Field("_pad", 40, "64s"),
+)
+
+DEVICE_ATTR = Layout(
+    "kvm_device_attr",
+    24,
+    Field("flags", 0, "I"),
+    Field("group", 4, "I"),
+    Field("attr", 8, "Q"),
+    Field("addr", 16, "Q"),
 )
 
 MP_STATE = Layout("kvm_mp_state", 4, Field("mp_state", 0, "I"))

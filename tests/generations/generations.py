@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from pytest_seves.model.profiles import NAMES as PROFILES
-from pytest_seves.report.catalogue import KNOWN_DEFECTS, Version, load_known_defects
+from pytest_seves.model.profiles import resolve
+from pytest_seves.report.catalogue import KERNEL, KNOWN_DEFECTS, Version, load_known_defects
 from tests.generations import fetch
 
 _LIMIT_S = 600.0
@@ -43,9 +44,11 @@ class Vmm:
 class Run:
     """What one run of the suites said.
 
+    :param kernel: the release that was modelled.
     :param verdicts: of each requirement: verdict, counts of outcomes, and the first test that did not pass.
     """
 
+    kernel: Version
     status: int
     output: str = field(repr=False)
     verdicts: dict[str, dict[str, Any]] = field(repr=False)
@@ -114,7 +117,10 @@ def run(
     )
     file = folder / "artifacts/verdicts.json"
     verdicts = json.loads(file.read_text())[host] if file.is_file() else {}
-    return Run(done.returncode, done.stdout, verdicts)
+    found = re.match(r"\d+(?:\.\d+)+", resolve(request.param).release)
+    assert found
+    kernel = tuple(map(int, found[0].split(".")))
+    return Run(kernel, done.returncode, done.stdout, verdicts)
 
 
 def test_the_generations_differ() -> None:
@@ -134,11 +140,12 @@ def test_the_suites_pass(run: Run) -> None:
 
 
 def test_the_known_defects_are_those_of_the_version(run: Run, vmm: Vmm, project: Path) -> None:
-    """Each known defect of this version was met, its requirement skipped aside, and no other."""
+    """Each known defect of this VMM and this kernel was met, its requirement skipped aside, and no other."""
     expected = {
         defect.requirement
         for defect in load_known_defects(project / "suites" / KNOWN_DEFECTS)
         if defect.affects(defect.requirement, defect.test, "qemu", vmm.version)
+        or defect.affects(defect.requirement, defect.test, KERNEL, run.kernel)
     }
     skipped = {name for name, entry in run.verdicts.items() if set(entry["counts"]) == {"skipped"}}
     assert run.verdicts

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from pytest_seves.model.host import ModelHost
-from pytest_seves.model.profiles import UnknownProfile, resolve
+from pytest_seves.model.profiles import NAMES, Profile, UnknownProfile, resolve
 
 
 @pytest.mark.parametrize(
@@ -76,3 +78,12 @@ def test_module_parameters_come_and_go(name: str, parameters: set[str]) -> None:
     """kvm_amd's parameters of SEV beyond `sev` and `sev_es`."""
     new = {"sev_snp", "debug_swap", "ciphertext_hiding_asids"}
     assert new & resolve(name).kvm_amd.keys() == parameters
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_no_kernel_is_wrong_by_itself(name: str) -> None:
+    """What makes a kernel wrong on purpose is off in every profile, and can be switched on."""
+    wrong = [item.name for item in fields(Profile) if item.name.startswith("wrong_")]
+    assert wrong
+    assert [setting for setting in wrong if getattr(resolve(name), setting)] == []
+    assert all(getattr(resolve(f"{name}:{setting}=Y"), setting) for setting in wrong)

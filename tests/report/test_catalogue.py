@@ -86,3 +86,11 @@ def test_a_known_defect_covers_its_versions_and_tests(
     assert known.affects("INIT-5", test, "qemu", version) is affected
     assert not known.affects("INIT-1", test, "qemu", version)
     assert not known.affects("INIT-5", test, "other", version)
+
+
+def test_a_known_defect_of_the_kernel(project: Path) -> None:
+    """Its versions are those of the kernel, as a distribution numbers it."""
+    defects = catalogue.load_known_defects(project / "suites" / catalogue.KNOWN_DEFECTS)
+    (known,) = [defect for defect in defects if defect.vmm == catalogue.KERNEL]
+    assert known.affects("SMM-6", "test_smi_is_refused[es_init]", "kvm", (6, 1, 0))
+    assert not known.affects("SMM-6", "test_smi_is_refused[es_init]", "kvm", (6, 18, 12))

@@ -21,7 +21,8 @@ def test_the_worst_outcome_is_the_verdict() -> None:
     """One failure among many passes is a failure."""
     assert tally("passed", "failed", "undecided").verdict == "failed"
     assert tally("passed", "undecided").verdict == "undecided"
-    assert tally("passed", "skipped").verdict == "skipped"
+    assert tally("skipped", "passed").verdict == "passed"
+    assert tally("skipped").verdict == "skipped"
     assert tally("passed").verdict == "passed"
 
 

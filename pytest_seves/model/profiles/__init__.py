@@ -61,6 +61,30 @@ class Profile:
     :param vmsa_twice: a second LAUNCH_UPDATE_VMSA is passed on to the firmware.
     :param smi_on_es: KVM_SMI on an ES vCPU succeeds.
     :param memlock: pinning guest memory counts against RLIMIT_MEMLOCK (off: see README.md).
+
+    No kernel has what follows; each makes this one wrong in one way, so that a check can be seen to fail.
+
+    :param wrong_init_after_vcpu: an init sub-command succeeds on a VM with vCPUs.
+    :param wrong_init_twice: an init sub-command of an active VM succeeds and does nothing.
+    :param wrong_init_any_type: init sub-commands do not look at the type of the VM.
+    :param wrong_init2_unchecked: KVM_SEV_INIT2 does not look at its structure.
+    :param wrong_launch_uninitialised: launch sub-commands do not ask for an init sub-command before them.
+    :param wrong_null_probe: KVM_MEMORY_ENCRYPT_OP with a NULL pointer is EFAULT.
+    :param wrong_vmsa_without_es: LAUNCH_UPDATE_VMSA of a guest without ES goes to the firmware.
+    :param wrong_vmsa_twice: a second LAUNCH_UPDATE_VMSA takes the protection away.
+    :param wrong_late_vmsa: LAUNCH_UPDATE_VMSA after LAUNCH_FINISH succeeds and does nothing.
+    :param wrong_measure_length: the length that LAUNCH_MEASURE tells is 16 too large.
+    :param wrong_firmware_order: until LAUNCH_FINISH, the firmware takes launch commands in any order.
+    :param wrong_guest_debug: KVM_SET_GUEST_DEBUG of a protected vCPU succeeds.
+    :param wrong_late_vcpu: KVM_RUN enters a vCPU that was never measured.
+    :param wrong_vm_type_refused: KVM_CREATE_VM does not take a SEV-ES VM, though KVM_CAP_VM_TYPES has it.
+    :param wrong_smm_on_es: KVM_CAP_X86_SMM of a SEV-ES VM is that of the system.
+    :param wrong_sync_regs: KVM_CAP_SYNC_REGS of a type with protected state is that of the system.
+    :param wrong_readonly_slot: such a type takes read-only memory slots, against its KVM_CAP_READONLY_MEM.
+    :param wrong_registers_open: such a type does not guard the registers of a protected vCPU.
+    :param wrong_fpu_shown: the FPU's state can be read from a protected vCPU.
+    :param wrong_asid_leaked: a VM that is closed after /dev/sev keeps its ASID and firmware context.
+    :param wrong_guest_leaked: so does every VM with a firmware context.
     """
 
     name: str
@@ -99,6 +123,27 @@ class Profile:
     vmsa_twice: bool = True
     smi_on_es: bool = True
     memlock: bool = False
+    wrong_init_after_vcpu: bool = False
+    wrong_init_twice: bool = False
+    wrong_init_any_type: bool = False
+    wrong_init2_unchecked: bool = False
+    wrong_launch_uninitialised: bool = False
+    wrong_null_probe: bool = False
+    wrong_vmsa_without_es: bool = False
+    wrong_vmsa_twice: bool = False
+    wrong_late_vmsa: bool = False
+    wrong_measure_length: bool = False
+    wrong_firmware_order: bool = False
+    wrong_guest_debug: bool = False
+    wrong_late_vcpu: bool = False
+    wrong_vm_type_refused: bool = False
+    wrong_smm_on_es: bool = False
+    wrong_sync_regs: bool = False
+    wrong_readonly_slot: bool = False
+    wrong_registers_open: bool = False
+    wrong_fpu_shown: bool = False
+    wrong_asid_leaked: bool = False
+    wrong_guest_leaked: bool = False
 
     @property
     def sev_usable(self) -> bool:
@@ -152,6 +197,7 @@ class Profile:
             es=self.platform_es,
             es_asids=self.es_asids,
             asids=self.es_asids + self.sev_asids,
+            any_order=self.wrong_firmware_order,
         )
 
     def host_leaf(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
