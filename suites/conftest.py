@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(params=INIT_PATHS, ids=lambda path: path.name.lower())
-def init_path(request: pytest.FixtureRequest, kvm: Kvm) -> InitPath:
+def es_path(request: pytest.FixtureRequest, kvm: Kvm) -> InitPath:
     """Each init path that the kernel has."""
     path: InitPath = request.param
     kvm.require(path)

@@ -80,7 +80,7 @@ KERNEL_DEFECTS: Mapping[str, tuple[str, frozenset[str], Mapping[str, bool]]] = {
         ),
         ("fpu-shown", "wrong_fpu_shown", "REGISTERS-9", "gives out the FPU state of a protected vCPU"),
         (
-            "asid-leaked",
+            "asid-kept",
             "wrong_asid_leaked",
             "KVM-13",
             "keeps the ASID of a VM that is closed after /dev/sev",

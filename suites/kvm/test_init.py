@@ -37,16 +37,16 @@ NO_SUCH_VERSION = 0xFFFF
 
 
 @pytest.mark.requirement("KVM-1")
-def test_init_after_a_vcpu(kvm: Kvm, init_path: InitPath) -> None:
+def test_init_after_a_vcpu(kvm: Kvm, es_path: InitPath) -> None:
     """An init command is refused with EINVAL once the VM has a vCPU."""
-    vm = kvm(needed(open_kvm(), create_vm(init_path.vm_type), create_vcpu(0)), sev(init_path.command))
+    vm = kvm(needed(open_kvm(), create_vm(es_path.vm_type), create_vcpu(0)), sev(es_path.command))
     assert vm[-1].errno == "EINVAL"
 
 
 @pytest.mark.requirement("KVM-14")
-def test_init_twice(kvm: Kvm, init_path: InitPath) -> None:
+def test_init_twice(kvm: Kvm, es_path: InitPath) -> None:
     """An init command is refused with EBUSY (before 6.10) or EINVAL on a VM that is initialised."""
-    vm = kvm(init_path.initialised(), sev(init_path.command))
+    vm = kvm(es_path.initialised(), sev(es_path.command))
     assert vm[-1].errno in ("EBUSY", "EINVAL")
 
 

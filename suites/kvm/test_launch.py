@@ -40,10 +40,10 @@ MEASURED_WITHOUT_VMSA = needed(measure())
 
 
 @pytest.mark.requirement("KVM-3")
-def test_vmsa_twice(kvm: Kvm, init_path: InitPath) -> None:
+def test_vmsa_twice(kvm: Kvm, es_path: InitPath) -> None:
     """A second LAUNCH_UPDATE_VMSA, refused with EINVAL or passed on, leaves the vCPU protected."""
     registers = structure(KVM_GET_SREGS)
-    *_, before, again, after = kvm(init_path.protected(), registers, UPDATE_VMSA, registers)
+    *_, before, again, after = kvm(es_path.protected(), registers, UPDATE_VMSA, registers)
     assert again.errno in (None, "EINVAL")
     assert (after.errno, after.out) == (before.errno, before.out)
 
@@ -74,9 +74,9 @@ def test_vmsa_without_es(kvm: Kvm) -> None:
         pytest.param((MEASURED_WITHOUT_VMSA, needed(FINISH)), FINISH, id="finish-twice"),
     ],
 )
-def test_out_of_order(kvm: Kvm, init_path: InitPath, before: tuple[Step, ...], command: Step) -> None:
+def test_out_of_order(kvm: Kvm, es_path: InitPath, before: tuple[Step, ...], command: Step) -> None:
     """A launch command out of order ends with EIO and the firmware's INVALID_GUEST_STATE."""
-    answer = kvm(init_path.started(), before, command)[-1]
+    answer = kvm(es_path.started(), before, command)[-1]
     assert answer.errno == "EIO"
     assert answer.firmware == FirmwareStatus.INVALID_GUEST_STATE
 
@@ -99,24 +99,24 @@ def test_before_init(kvm: Kvm, command: Step) -> None:
 
 
 @pytest.mark.requirement("KVM-6")
-def test_measure_tells_its_length(kvm: Kvm, init_path: InitPath) -> None:
+def test_measure_tells_its_length(kvm: Kvm, es_path: InitPath) -> None:
     """LAUNCH_MEASURE without room fails with INVALID_LEN and tells the length of a measurement."""
-    answer = kvm(init_path.protected(), sev(SevCmd.KVM_SEV_LAUNCH_MEASURE, len=0))[-1]
+    answer = kvm(es_path.protected(), sev(SevCmd.KVM_SEV_LAUNCH_MEASURE, len=0))[-1]
     assert answer.errno == "EIO"
     assert answer.firmware == FirmwareStatus.INVALID_LEN
     assert answer.decode(KVM_SEV_LAUNCH_MEASURE_DATA)["len"] == MEASUREMENT_SIZE
 
 
 @pytest.mark.requirement("KVM-12")
-def test_a_late_vcpu_is_not_measured(kvm: Kvm, init_path: InitPath) -> None:
+def test_a_late_vcpu_is_not_measured(kvm: Kvm, es_path: InitPath) -> None:
     """LAUNCH_UPDATE_VMSA after the launch is refused: EINVAL, or EIO with INVALID_GUEST_STATE."""
-    answer = kvm(init_path.launched(), needed(create_vcpu(1, "late")), UPDATE_VMSA)[-1]
+    answer = kvm(es_path.launched(), needed(create_vcpu(1, "late")), UPDATE_VMSA)[-1]
     refused = answer.errno == "EIO" and answer.firmware == FirmwareStatus.INVALID_GUEST_STATE
     assert answer.errno == "EINVAL" or refused
 
 
 @pytest.mark.requirement("KVM-21")
-def test_a_late_vcpu_does_not_execute(kvm: Kvm, init_path: InitPath) -> None:
+def test_a_late_vcpu_does_not_execute(kvm: Kvm, es_path: InitPath) -> None:
     """KVM_RUN of a vCPU that was created after the launch ends at once: no unmeasured state is run."""
-    answer = kvm(init_path.launched(), needed(create_vcpu(1, "late")), run("late"))[-1]
+    answer = kvm(es_path.launched(), needed(create_vcpu(1, "late")), run("late"))[-1]
     assert not answer.kicked

@@ -40,16 +40,16 @@ ORDERS = list(permutations(("kvm", "sev", "vm", "vcpu")))
 
 
 @pytest.mark.requirement("KVM-7")
-def test_no_guest_debug(kvm: Kvm, init_path: InitPath) -> None:
+def test_no_guest_debug(kvm: Kvm, es_path: InitPath) -> None:
     """KVM_SET_GUEST_DEBUG of a protected vCPU is refused with EINVAL."""
-    vm = kvm(init_path.protected(), structure(KVM_SET_GUEST_DEBUG))
+    vm = kvm(es_path.protected(), structure(KVM_SET_GUEST_DEBUG))
     assert vm[-1].errno == "EINVAL"
 
 
 @pytest.mark.requirement("KVM-9")
-def test_no_smm(kvm: Kvm, init_path: InitPath) -> None:
+def test_no_smm(kvm: Kvm, es_path: InitPath) -> None:
     """KVM_CAP_X86_SMM is 0 on a VM that is initialised as SEV-ES."""
-    vm = kvm(init_path.initialised(), check_extension(KVM_CAP_X86_SMM))
+    vm = kvm(es_path.initialised(), check_extension(KVM_CAP_X86_SMM))
     assert vm[-1].result == 0
 
 
@@ -62,11 +62,11 @@ def test_no_sync_regs(kvm: Kvm) -> None:
 
 
 @pytest.mark.requirement("KVM-11")
-def test_read_only_memory(kvm: Kvm, init_path: InitPath) -> None:
+def test_read_only_memory(kvm: Kvm, es_path: InitPath) -> None:
     """A read-only memory slot is taken if KVM_CAP_READONLY_MEM of the VM says so, else EINVAL."""
     region = {"flags": KVM_MEM_READONLY, "memory_size": 4096, "userspace_addr": At("page")}
     *_, capability, slot = kvm(
-        init_path.initialised(),
+        es_path.initialised(),
         needed(memory("page")),
         check_extension(KVM_CAP_READONLY_MEM),
         ioctl(KVM_SET_USER_MEMORY_REGION, "vm", region),
@@ -76,9 +76,9 @@ def test_read_only_memory(kvm: Kvm, init_path: InitPath) -> None:
 
 @pytest.mark.requirement("KVM-13")
 @pytest.mark.parametrize("order", ORDERS, ids="-".join)
-def test_closing_gives_the_asid_back(kvm: Kvm, init_path: InitPath, order: tuple[str, ...]) -> None:
+def test_closing_gives_the_asid_back(kvm: Kvm, es_path: InitPath, order: tuple[str, ...]) -> None:
     """In whatever order a guest's descriptors are closed, its ASID and firmware context are given back."""
-    guest = (init_path.started(), needed(close(name) for name in order))
+    guest = (es_path.started(), needed(close(name) for name in order))
     count = (asids_in_use(), platform_status("witness"))
     vm = kvm(needed(open_sev("witness"), count, [guest] * CYCLES, count))
     before, after = (answer.decode(SEV_USER_DATA_STATUS)["guest_count"] for answer in (vm[2], vm[-1]))

@@ -33,18 +33,18 @@ def name(value: object) -> str:
 
 @pytest.mark.requirement("REGISTERS-8")
 @pytest.mark.parametrize("access", [*GETS, *SETS], ids=name)
-def test_register_requests(kvm: Kvm, init_path: InitPath, access: int) -> None:
+def test_register_requests(kvm: Kvm, es_path: InitPath, access: int) -> None:
     """On a protected vCPU they reach KVM's shadow alone (KVM_SEV_ES_INIT), or are EINVAL (KVM_SEV_INIT2)."""
-    vm = kvm(init_path.protected(), structure(access))
-    assert vm[-1].errno == (None if init_path is ES_INIT else "EINVAL")
+    vm = kvm(es_path.protected(), structure(access))
+    assert vm[-1].errno == (None if es_path is ES_INIT else "EINVAL")
 
 
 @pytest.mark.requirement("REGISTERS-10")
 @pytest.mark.parametrize("access", [spec.KVM_GET_MSRS, spec.KVM_SET_MSRS], ids=name)
-def test_msrs(kvm: Kvm, init_path: InitPath, access: int) -> None:
+def test_msrs(kvm: Kvm, es_path: InitPath, access: int) -> None:
     """Of an MSR that a protected vCPU reaches by itself, one is processed (KVM_SEV_ES_INIT), or none."""
-    vm = kvm(init_path.protected(), msrs(access, PAT))
-    assert vm[-1].result == (1 if init_path is ES_INIT else 0)
+    vm = kvm(es_path.protected(), msrs(access, PAT))
+    assert vm[-1].result == (1 if es_path is ES_INIT else 0)
 
 
 @pytest.mark.requirement("REGISTERS-9")
@@ -53,18 +53,18 @@ def test_msrs(kvm: Kvm, init_path: InitPath, access: int) -> None:
     [(spec.KVM_SET_FPU, spec.KVM_GET_FPU), (spec.KVM_SET_XSAVE, spec.KVM_GET_XSAVE)],
     ids=name,
 )
-def test_no_fpu_state_comes_back(kvm: Kvm, init_path: InitPath, written: int, read: int) -> None:
+def test_no_fpu_state_comes_back(kvm: Kvm, es_path: InitPath, written: int, read: int) -> None:
     """What was in the FPU when the vCPU was measured cannot be read back."""
     canary = structure(written, fill=CANARY) if written == spec.KVM_SET_FPU else xsave(CANARY)
-    *start, update = init_path.protected()
+    *start, update = es_path.protected()
     answer = kvm(start, needed(canary), update, structure(read))[-1]
     assert CANARY * 16 not in answer.out
 
 
 @pytest.mark.requirement("REGISTERS-9")
-def test_no_segments_come_back(kvm: Kvm, init_path: InitPath) -> None:
+def test_no_segments_come_back(kvm: Kvm, es_path: InitPath) -> None:
     """KVM_GET_SREGS of a protected vCPU has no segment, no descriptor table, no CR2 and no CR3."""
-    answer = kvm(init_path.protected(), structure(spec.KVM_GET_SREGS))[-1]
+    answer = kvm(es_path.protected(), structure(spec.KVM_GET_SREGS))[-1]
     values = answer.decode(spec.SREGS)
     control = {"cr0": 0, "cr4": 0, "cr8": 0, "efer": 0, "apic_base": 0}
     assert spec.SREGS.encode(**{**values, **control}) == bytes(spec.SREGS.size)

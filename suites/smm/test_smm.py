@@ -56,10 +56,10 @@ def test_smm_on_without_encryption(launch_guest: Launcher) -> None:
 
 
 @pytest.mark.requirement("SMM-6")
-def test_smi_is_refused(kvm: Kvm, init_path: InitPath) -> None:
+def test_smi_is_refused(kvm: Kvm, es_path: InitPath) -> None:
     """KVM_SMI of a vCPU of a SEV-ES guest is refused."""
     offered = check_extension(spec.KVM_CAP_X86_SMM, on="kvm")
-    *_, smm, smi = kvm(init_path.protected(), offered, ioctl(spec.KVM_SMI, "vcpu"))
+    *_, smm, smi = kvm(es_path.protected(), offered, ioctl(spec.KVM_SMI, "vcpu"))
     if smm.result == 0:
         pytest.skip("this kernel has no SMM: KVM_CAP_X86_SMM is 0 on /dev/kvm")
     assert not smi.ok

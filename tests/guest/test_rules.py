@@ -10,6 +10,7 @@ import pytest
 
 from pytest_seves.agent import sabotage
 from pytest_seves.errors import UsageError
+from pytest_seves.guest import defects
 from pytest_seves.guest.defects import DEFECTS, chosen_defects, kernel_settings
 from pytest_seves.guest.faults import FAULTS, fault_rules
 from pytest_seves.guest.kernel_defects import KERNEL_DEFECTS
@@ -35,6 +36,11 @@ def test_the_recorder_takes_every_defect(name: str) -> None:
     rules = [dict(rule) for rule in DEFECTS[name].rules]
     assert len(sabotage.load(rules)) == len(rules)
     assert rules or DEFECTS[name].ignores or DEFECTS[name].ignores_firmware or DEFECTS[name].kernel
+
+
+def test_no_name_stands_for_two_defects() -> None:
+    """A kernel defect has a name of its own, beside those of VMMs."""
+    assert len(DEFECTS) == len(defects._ALL) + len(KERNEL_DEFECTS)
 
 
 @pytest.mark.parametrize("name", KERNEL_DEFECTS)
