@@ -70,7 +70,8 @@ class SevGuest:
         """sev_vm_destroy(): unbind, forget, and free the ASID."""
         if not self.active:
             return
-        if self._supervisor.profile.wrong_asid_leaked and self._device not in self._supervisor.devices:
+        orphaned = self.handle is not None and self._device not in self._supervisor.devices
+        if orphaned and self._supervisor.profile.wrong_asid_leaked:
             return
         if self.handle is not None:
             self._supervisor.platform.request("DEACTIVATE", handle=self.handle)
