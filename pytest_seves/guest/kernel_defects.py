@@ -53,7 +53,12 @@ KERNEL_DEFECTS: Mapping[str, tuple[str, frozenset[str], Mapping[str, int]]] = {
             "KVM-5",
             "has a firmware that takes launch commands in any order",
         ),
-        ("guest-debug-taken", "wrong_guest_debug", "KVM-7", "takes KVM_SET_GUEST_DEBUG of a protected vCPU"),
+        (
+            "guest-debug-taken",  # one call, which KVM's callers and a debugger through the VMM make alike
+            "wrong_guest_debug",
+            "KVM-7 REGISTERS-6",
+            "takes KVM_SET_GUEST_DEBUG of a protected vCPU",
+        ),
         ("late-vcpu-entered", "wrong_late_vcpu", "KVM-21", "runs a vCPU that was never measured"),
         ("vm-type-refused", "wrong_vm_type_refused", "KVM-8", "offers a SEV-ES VM that cannot be created"),
         (
@@ -83,7 +88,7 @@ KERNEL_DEFECTS: Mapping[str, tuple[str, frozenset[str], Mapping[str, int]]] = {
         ),
         ("fpu-shown", "wrong_fpu_shown", "REGISTERS-9", "gives out the FPU state of a protected vCPU"),
         (
-            "asid-leaked",
+            "asid-kept",
             "wrong_asid_leaked",
             "KVM-13",
             "keeps the ASID of a VM that is closed after /dev/sev",

@@ -71,9 +71,10 @@ class SevGuest:
         if not self.active:
             return
         profile = self._supervisor.profile
-        late = self._device not in self._supervisor.devices
-        launched = self.handle is not None
-        if (profile.wrong_guest_leaked and launched) or (profile.wrong_asid_leaked and late):
+        orphaned = self._device not in self._supervisor.devices
+        if self.handle is not None and (
+            profile.wrong_guest_leaked or (profile.wrong_asid_leaked and orphaned)
+        ):
             return
         if self.handle is not None:
             self._supervisor.platform.request("DEACTIVATE", handle=self.handle)

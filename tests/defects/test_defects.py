@@ -43,6 +43,7 @@ VMM_DEFECTS = [
 ]
 #: Tests in which KVM is called without a VMM; no defect of a VMM can reach them.
 DIRECT = ["suites/kvm", "suites/registers/test_direct.py"]
+CALLS = [*DIRECT, "suites/smm/test_smm.py::test_smi_is_refused"]
 NOT_DIRECT = [f"--ignore={path}" for path in DIRECT]
 #: Of direct calls, one order of closing descriptors is enough.
 FEW_DIRECT = ("-k", f"{FEW} and not (closing and not sev-vm-vcpu-kvm)")
@@ -106,7 +107,7 @@ def test_a_defect_turns_its_requirements_red(project: Path, tmp_path: Path, name
 
 def test_without_a_kernel_defect_nothing_is_red(project: Path, tmp_path: Path, newest: str) -> None:
     """The control: every direct call is decided and right on that kernel."""
-    seen = verdicts(project, tmp_path, newest, *FEW_DIRECT, suites=[*DIRECT, "suites/smm"])
+    seen = verdicts(project, tmp_path, newest, *FEW_DIRECT, suites=CALLS)
     assert set(seen.values()) == {"passed"}
 
 
@@ -114,23 +115,24 @@ def test_without_a_kernel_defect_nothing_is_red(project: Path, tmp_path: Path, n
 def test_a_kernel_defect_turns_its_requirements_red(
     project: Path, tmp_path: Path, newest: str, name: str
 ) -> None:
-    """A defect of the kernel fails exactly what it says it breaks, of what calls the kernel without a VMM.
-
-    Those of SMM are seen through a VMM, too.
-    """
-    options = (newest, *FEW_DIRECT, "--sev-defect", name)
-    lifecycle = {"LIFECYCLE-5"} & DEFECTS[name].breaks
-    suites = ["suites/smm", *DIRECT, *(["suites/lifecycle"] if lifecycle else [])]
-    seen = verdicts(project, tmp_path, *options, suites=suites)
+    """A defect of the kernel fails exactly what it says it breaks, of direct calls and of its families."""
+    families = {broken.rpartition("-")[0].lower().replace("-", "_") for broken in DEFECTS[name].breaks}
+    suites = [*CALLS, *(f"suites/{family}" for family in sorted(families))]
+    seen = verdicts(project, tmp_path, newest, *FEW_DIRECT, "--sev-defect", name, suites=suites)
     red = {requirement for requirement, verdict in seen.items() if verdict == "failed"}
     assert red == DEFECTS[name].breaks
-    assert set(seen.values()) <= {"passed", "failed", "undecided"}
+    assert set(seen.values()) <= {"passed", "failed", "undecided", *EXPECTED_FAILURES}
 
 
 def test_kernel_defects_leave_the_vmm_alone(project: Path, tmp_path: Path, newest: str) -> None:
-    """All of them at once turn no other requirement red that is seen through a VMM."""
+    """All of them at once turn no other requirement red that is seen through a VMM.
+
+    INIT-7 has an owner whose certificate comes from query-sev-capabilities, which QEMU begins with the NULL
+    probe: without it there is no owner.
+    """
     named = [option for name in KERNEL_DEFECTS for option in ("--sev-defect", name)]
     seen = verdicts(project, tmp_path, newest, *named, *NOT_DIRECT)
     red = {requirement for requirement, verdict in seen.items() if verdict == "failed"}
     assert red <= {broken for name in KERNEL_DEFECTS for broken in DEFECTS[name].breaks}
+    assert {requirement for requirement, verdict in seen.items() if verdict == "error"} <= {"INIT-7"}
     assert len(seen) > len(red)

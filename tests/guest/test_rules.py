@@ -10,6 +10,7 @@ import pytest
 
 from pytest_seves.agent import qmp_sabotage, sabotage
 from pytest_seves.errors import UsageError
+from pytest_seves.guest import defects
 from pytest_seves.guest.defects import DEFECTS, chosen_defects, kernel_settings
 from pytest_seves.guest.faults import FAULTS, fault_rules
 from pytest_seves.guest.kernel_defects import KERNEL_DEFECTS
@@ -50,6 +51,11 @@ def test_a_device_that_is_left_out() -> None:
     spec = GuestSpec.of(extra=["-snapshot", "-device", "edu", "-device", "virtio-mem-pci,memdev=x", "-S"])
     heeded = DEFECTS["discard-device-left-out"].heeded(spec)
     assert heeded.extra == ("-snapshot", "-device", "edu", "-S")
+
+
+def test_no_name_stands_for_two_defects() -> None:
+    """A kernel defect has a name of its own, beside those of VMMs."""
+    assert len(DEFECTS) == len(defects._ALL) + len(KERNEL_DEFECTS)
 
 
 @pytest.mark.parametrize("name", KERNEL_DEFECTS)
