@@ -47,15 +47,14 @@ def _field(name: str) -> str:
     return _NAMES.get(name, name)
 
 
-def not_at_rest(shown: Registers, reset: Registers) -> dict[str, str]:
-    """Registers of a guest that has not run whose value is neither 0 nor that of reset.
+def unknown_values(shown: Registers, given: Registers) -> dict[str, str]:
+    """Registers whose value is neither 0 nor what the VMM itself had given to KVM.
 
-    Both are right: KVM keeps zeros for what it does not know, and what the VMM set before the measurement; a
-    newer VMM shows its own copy of the reset state.
+    Both are right of a guest that has not run: KVM keeps zeros for what it does not know, and its copy of
+    what was set before the measurement; a newer VMM shows a copy of its own.
     """
-    wrong = {}
-    for name, value in shown.items():
-        allowed = {0, reset.get(name, 0)}
-        if value not in allowed:
-            wrong[name] = f"wanted 0 or {reset.get(name, 0):#x}, got {value:#x}"
-    return wrong
+    return {
+        name: f"wanted 0 or {given.get(name, 0):#x}, got {value:#x}"
+        for name, value in shown.items()
+        if value not in (0, given.get(name, 0))
+    }

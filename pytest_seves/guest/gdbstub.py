@@ -12,6 +12,8 @@ import time
 
 from pytest_seves.evidence.gdb import INTERRUPT, PacketError, PacketReader, encode
 
+_ANSWER_S = 10.0
+
 
 class StubError(Exception):
     """The stub closed, took too long or talked nonsense: evidence about the VMM, not an error of ours."""
@@ -34,11 +36,12 @@ class GdbStub:
 
         :raise StubError: there is none.
         """
+        limit = min(self._deadline, time.monotonic() + _ANSWER_S)
         self._send(encode(packet))
         if packet[:1] in ("s", "c"):
             self._send(INTERRUPT)
         while not self._arrived:
-            self._receive()
+            self._receive(limit)
         self._send(b"+")
         return self._arrived.pop(0)
 
@@ -48,8 +51,8 @@ class GdbStub:
         except OSError as error:
             raise StubError(f"the stub has closed the connection: {error}") from error
 
-    def _receive(self) -> None:
-        left = self._deadline - time.monotonic()
+    def _receive(self, limit: float) -> None:
+        left = limit - time.monotonic()
         if left <= 0:
             raise StubError("no answer before the deadline")
         self._peer.settimeout(left)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_seves.evidence.shown import not_at_rest, registers_shown
+from pytest_seves.evidence.shown import registers_shown, unknown_values
 
 TEXT = """
 CPU#0
@@ -50,11 +50,11 @@ def test_registers_by_vcpu() -> None:
     assert (shown[1]["r8"], shown[1]["rip"], shown[1]["rflags"]) == (7, 0xB004, 2)
 
 
-def test_what_is_neither_zero_nor_reset() -> None:
+def test_what_is_neither_zero_nor_given() -> None:
     """A value that the VMM can only have from the guest is named with what was wanted."""
-    reset = {"rip": 0xFFF0, "rflags": 2, "cs.base": 0xFFFF0000}
-    assert not_at_rest({"rip": 0, "rflags": 2, "rbx": 0, "cs.base": 0xFFFF0000}, reset) == {}
-    assert not_at_rest({"rip": 0x1000, "rbx": 1}, reset) == {
+    given = {"rip": 0xFFF0, "rflags": 2, "cs.base": 0xFFFF0000}
+    assert unknown_values({"rip": 0, "rflags": 2, "rbx": 0, "cs.base": 0xFFFF0000}, given) == {}
+    assert unknown_values({"rip": 0x1000, "rbx": 1}, given) == {
         "rip": "wanted 0 or 0xfff0, got 0x1000",
         "rbx": "wanted 0 or 0x0, got 0x1",
     }
