@@ -124,7 +124,9 @@ bsp32:
         rdmsr
         mov     [g_sev_status], eax
         mov     [g_sev_status + 4], edx
-        test    al, 1
+        test    al, SEV_SNP_ENABLED     ; its memory would have to be validated first
+        jnz     terminate32
+        test    al, SEV_ENABLED
         jz      paging
         test    al, SEV_ES_ENABLED
         jz      .position_is_known

@@ -69,7 +69,18 @@ stop:   cli
         hlt
         jmp     stop
 
-; A second fault means that not even the line can be written.
+; A second fault means that not even the line can be written: an AP stops, and the BSP reports it as not arrived.
+; The BSP of a SEV-ES guest asks for termination, by the one way that needs nothing: set 0, code 0.
+no_line:
+        cmp     dword [rbx + p_index], 0
+        jne     stop
+        test    byte [rbx + p_sev_status], SEV_ES_ENABLED
+        jz      stop
+        mov     eax, GHCB_TERMINATE
+        xor     edx, edx
+        call    ghcb_msr_call
+        jmp     stop
+
 fault_begin:
         cld
         this_cpu rbx
@@ -77,7 +88,7 @@ fault_begin:
         inc     eax
         xchg    eax, [rbx + p_faulted]
         test    eax, eax
-        jnz     stop
+        jnz     no_line
         call    line_begin
         text    " fault"
         number  " cpu=", [rbx + p_index]
