@@ -1,8 +1,8 @@
 ; SPDX-License-Identifier: GPL-2.0-or-later
 ;
 ; From the reset vector to long mode, and the page tables.
-; While paging is off all memory of an encrypted guest is private (APM 15.34, "Page Table Support"), so that the only way to talk
-; to the hypervisor here is the GHCB MSR protocol.
+; While paging is off all memory of an encrypted guest is private (APM 15.34, "Page Table Support"), so that the
+; only way to talk to the hypervisor here is the GHCB MSR protocol.
 
 bits 16
 ; What an AP meets first, wherever it starts: it takes down the address at which this copy lies, and enters the

@@ -69,8 +69,8 @@ stop:   cli
         hlt
         jmp     stop
 
-; A second fault means that not even the line can be written: an AP stops, and the BSP reports it as not arrived.
-; The BSP of a SEV-ES guest asks for termination, by the one way that needs nothing: set 0, code 0.
+; A second fault means that not even the line can be written: an AP stops, and the BSP reports that it did not
+; arrive. The BSP of a SEV-ES guest asks for termination, by the one way that needs nothing: set 0, code 0.
 no_line:
         cmp     dword [rbx + p_index], 0
         jne     stop

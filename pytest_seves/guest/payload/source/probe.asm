@@ -11,7 +11,7 @@ FILL            equ 0xF4                        ; HLT
 
         times 0xD000 db FILL
 
-; --- the command: what the host wants. probe_image() in payload/image.py writes it. ----------------------------
+; --- the command: what the host wants. probe_image() in payload/image.py writes it. -------------------------
 align 16, db FILL
 command:
         db      "SEVESCMD"
@@ -47,7 +47,7 @@ FLAG_RESET_KEYBOARD     equ 1 << 3              ; reset by port 0x64, not by 0xC
 %include "scenario.asm"
 %include "report.asm"
 
-; --- what OVMF images publish (OvmfPkg/ResetVector): no section of SEV metadata is needed ------------------------
+; --- what OVMF images publish (OvmfPkg/ResetVector): no section of SEV metadata is needed -------------------
 align 16, db FILL
 sev_metadata:
         db      "ASEV"

@@ -57,7 +57,7 @@ bsp64:  cld
 nothing:
         ret
 
-; --- spin: canaries in all registers ---------------------------------------------------------------------------
+; --- spin: canaries in all registers ------------------------------------------------------------------------
 spin:   call    canary_beat
         cmp     dword [g_stop], 0
         je      spin
@@ -125,7 +125,7 @@ put_state:
         text    "changed"
         ret
 
-; --- park: wake all APs from where they are held, rounds times -------------------------------------------------
+; --- park: wake all APs from where they are held, rounds times ----------------------------------------------
 bsp_park:
         cmp     dword [g_cpus], 2
         jb      .say
@@ -156,7 +156,7 @@ say_parked:
         number  " spurious=", [r13 + p_spurious]
         jmp     line_end
 
-; --- the end of the guest: the report ends first ---------------------------------------------------------------
+; --- the end of the guest: the report ends first ------------------------------------------------------------
 terminate:
         test    byte [rbx + p_sev_status], SEV_ES_ENABLED
         jnz     .es
@@ -204,7 +204,7 @@ came_back:
         call    line_end
         jmp     stop
 
-; --- storm: the same CPUID and IN, over and over, on every CPU -------------------------------------------------
+; --- storm: the same CPUID and IN, over and over, on every CPU ----------------------------------------------
 storm:  mov     r12d, [rel cmd_rounds]
         push    rbx
         xor     eax, eax

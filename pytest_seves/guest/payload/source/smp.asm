@@ -27,6 +27,12 @@ place_sipi_stub:
 boot_aps:
         cmp     dword [g_cpus], 2
         jb      .none
+        mov     edi, PERCPU + PERCPU_SIZE       ; an AP that is lost on its way leaves zeros, not noise
+        mov     ecx, [g_cpus]
+        dec     ecx
+        imul    ecx, ecx, PERCPU_SIZE / 8
+        xor     eax, eax
+        rep stosq
         call    place_sipi_stub
         mov     edi, [rel cmd_reset_address]
         cmp     edi, IMAGE_BASE
@@ -121,7 +127,7 @@ ap64:   cld
 .take:  mov     al, 1
         xchg    al, [RUNNING + rcx]
         test    al, al
-        jnz     .new                    ; another CPU says that it has this id: it shall be seen, not overwritten
+        jnz     .new                    ; another CPU has this id too: it shall be seen, not overwritten
         enter_slot
         test    r15d, r15d
         jz      ap_woken

@@ -163,7 +163,7 @@ vc_take_rax_rdx:
         add     qword [rsp + F_RIP], 2
         jmp     vc_done
 
-; MOV EAX,[RDI] and MOV [RDI],EAX: all accesses to the APIC are one of the two (apic.asm). Addresses are physical ones.
+; MOV EAX,[RDI] and MOV [RDI],EAX: all accesses to the APIC are one of the two (apic.asm), at physical addresses.
 vc_mmio:
         inc     dword [rbx + p_vc_mmio]
         mov     r8, [rsp + F_RDI]

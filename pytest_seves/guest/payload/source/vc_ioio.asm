@@ -1,6 +1,7 @@
 ; SPDX-License-Identifier: GPL-2.0-or-later
 ;
-; #VC for IN and OUT by DX, and for REP OUTSB: the image has no others. EXITINFO1 is that of the IOIO intercept (APM 15.10, "IN and OUT Behavior").
+; #VC for IN and OUT by DX, and for REP OUTSB: the image has no others. EXITINFO1 is that of the IOIO intercept
+; (APM 15.10, "IN and OUT Behavior").
 
 bits 64
 
