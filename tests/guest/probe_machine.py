@@ -27,16 +27,24 @@ def needs(accelerator: str) -> None:
 
 
 def run_probe(
-    folder: Path, image: bytes, *arguments: str, accelerator: str = "tcg", vcpus: int = 1, reports: int = 1
+    folder: Path,
+    image: bytes | None,
+    *arguments: str,
+    accelerator: str = "tcg",
+    vcpus: int = 1,
+    reports: int = 1,
 ) -> tuple[ProbeReport, ...]:
     """Boot the image and return what it said, once so many reports have their end.
 
+    :param image: for ``-bios``; None where `arguments` bring the firmware.
     :param arguments: of QEMU, after ``-accel`` and ``-smp``; ``-machine q35`` where there are none.
     """
-    file = folder / "probe.bin"
-    file.write_bytes(image)
     argv = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-m", "64M"]
-    argv += ["-accel", accelerator, "-smp", str(vcpus), "-bios", str(file), "-serial", "stdio"]
+    argv += ["-accel", accelerator, "-smp", str(vcpus), "-serial", "stdio"]
+    if image is not None:
+        file = folder / "probe.bin"
+        file.write_bytes(image)
+        argv += ["-bios", str(file)]
     argv += arguments or ("-machine", "q35")
     with subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -69,7 +69,7 @@ def probe_image(
     debug_registers: bool = True,
     tag: int = 0,
     timeout_ticks: int = 20_000_000_000,
-    beat_ticks: int = 500_000_000,
+    beat_ticks: int = 100_000_000,
 ) -> bytes:
     """The image of the probe guest with this command; payload/README.md says what each scenario does.
 

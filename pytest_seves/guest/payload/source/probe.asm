@@ -27,7 +27,7 @@ cmd_reason:             dd 0                    ; termination: set in 3:0, code 
 cmd_seed_complement:    dd 0
 cmd_tag:                dq 0
 cmd_timeout:            dq 20000000000          ; ticks of the TSC without progress before a wait is given up
-cmd_beat:               dq 500000000            ; ticks between two comparisons of canaries
+cmd_beat:               dq 100000000            ; ticks between two comparisons of canaries
 command_end:
 
 FLAG_XAPIC              equ 1 << 0              ; no x2APIC even where CPUID offers it
