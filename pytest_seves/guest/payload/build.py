@@ -31,7 +31,7 @@ def build() -> bytes:
         raise Unsupported("probe guest: no nasm on PATH; it is in the Debian package of that name")
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "probe.bin"
-        argv = [nasm, "-f", "bin", "-w+all", "-Werror", "-o", str(image), "probe.asm"]
+        argv = [nasm, "-f", "bin", "-Werror", "-o", str(image), "probe.asm"]
         run = subprocess.run(
             argv, cwd=SOURCE, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
         )

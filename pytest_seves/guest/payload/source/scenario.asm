@@ -133,9 +133,9 @@ bsp_park:
 .round: test    r12d, r12d
         jz      .say
         dec     r12d
-        mov     dword [g_woken], 0
         mov     r13d, 3
 .again: call    short_wait                      ; an AP that has reported still has to reach its hold
+        mov     dword [g_woken], 0              ; a SIPI sent again wakes those that did wake, too
         call    send_init
         call    short_wait
         call    send_sipi
