@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_seves.errors import Undecided
 from pytest_seves.evidence.timeline import Stage
 from pytest_seves.guest.spec import OwnerSession
 from pytest_seves.measurement.session import create_session
@@ -32,9 +33,11 @@ class Owner:
 def owner(launch_guest: Launcher) -> Owner:
     """An owner who trusts the platform's Diffie-Hellman certificate as query-sev-capabilities tells it."""
     asked = launch_guest().reached(Stage.RUNNING)
-    (capabilities,) = asked.qmp.replies("query-sev-capabilities")
+    answers = asked.qmp.replies("query-sev-capabilities")
+    if not answers:
+        raise Undecided(f"{asked.host}: no owner can be made: query-sev-capabilities failed")
     policy = int(Policy.NODBG | Policy.ES)
-    made = create_session(base64.b64decode(capabilities["pdh"]), policy)
+    made = create_session(base64.b64decode(answers[0]["pdh"]), policy)
     files = OwnerSession(
         dh_cert=launch_guest.put("owner-dh-cert", made.dh_cert_file.encode()),
         session=launch_guest.put("owner-session", made.session_file.encode()),
