@@ -38,7 +38,9 @@ def launch_guest(sev_host: Target, request: pytest.FixtureRequest) -> Launcher:
 
     run = request.config.stash[RUN]
     run.note(request.node, sev_host)
-    return run.launcher(sev_host)
+    launcher = run.launcher(sev_host)
+    launcher.on_evidence = lambda folder: request.node.user_properties.append(("evidence", folder))
+    return launcher
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from .errors import InventoryError, ModelError, RigError, SevesError, Undecided,
 from .guest.defects import DEFECTS, chosen_defects, kernel_settings
 from .host.inventory import LabHost, load_host
 from .options import Options
-from .report import catalogue, summary
+from .report import catalogue, listing, summary
 
 if TYPE_CHECKING:
     from .guest.defect import Defect
@@ -38,6 +38,7 @@ class Run:
         self._model: dict[str, Any] | None = None
         self._verdicts: dict[tuple[str, str], summary.Tally] = {}
         self._catalogues: set[Path] = set()
+        self._collected: dict[str, list[str]] = {}
         self._launches = self._served = 0
         try:
             if not options.hosts:
@@ -146,10 +147,10 @@ class Run:
                 item.add_marker(pytest.mark.xfail(raises=AssertionError, strict=True, reason=reason))
 
     def classify(self, report: pytest.TestReport, error: BaseException) -> None:
-        """A broken rig is an error and not a failure; an undecided requirement is neither."""
+        """A broken rig, or a wrong call in a test, is an error and no failure; undecided is neither."""
         if isinstance(error, Undecided):
             report.sev_undecided = True  # type: ignore[attr-defined]  # crosses xdist with the report
-        elif isinstance(error, RigError) and report.when == "call":
+        elif isinstance(error, (RigError, UsageError)) and report.when == "call":
             report.when = "setup"  # pytest, JUnit and xdist alike then speak of an error, not of a failure
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -160,16 +161,19 @@ class Run:
         if self._worker is None and requirement and decisive:
             host = str(properties.get("host", self.options.hosts[0]))
             tally = self._verdicts.setdefault((host, str(requirement)), summary.Tally())
-            tally.add(_outcome(report), report.nodeid.rpartition("::")[2], _why(report))
+            test, evidence = report.nodeid.rpartition("::")[2], str(properties.get("evidence", ""))
+            tally.add(_outcome(report), test, _why(report), evidence)
             file = self._config.rootpath / report.nodeid.partition("::")[0]
             if path := catalogue.find(file.parent):
                 self._catalogues.add(path)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """One line for each requirement, with counts."""
+        """One line for each requirement, with counts; of a mere collection, what would be judged."""
+        write = terminalreporter
+        if self._config.getoption("collectonly"):
+            self._list(write)
         if not self._verdicts:
             return
-        write = terminalreporter
         write.section("requirements on " + ", ".join(self.options.hosts))
         if any(entry.model for entry in self._entries.values()):
             write.line("The model is software: nothing here is a qualification of hardware.", yellow=True)
@@ -183,6 +187,22 @@ class Run:
         write.line(f"{launches} launches served {served} requests for a guest.")
         if self.options.artifacts:
             write.line(f"evidence: {self.options.artifacts}")
+
+    def _list(self, write: Any) -> None:
+        if not self._collected or self._config.getoption("verbose") < 0:  # -q: node ids alone, for scripts
+            return
+        write.section("requirements on " + ", ".join(self.options.hosts))
+        requirements = [r for path in self._catalogues for r in catalogue.load(path).values()]
+        for line in listing.lines(requirements, self._collected, write._tw.fullwidth):
+            write.line(line)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note which requirement each collected test decides."""
+        for item in session.items:
+            requirement = dict(item.user_properties).get("requirement")
+            if requirement and (path := catalogue.find(item.path.parent)):
+                self._catalogues.add(path)
+                self._collected.setdefault(str(requirement), []).append(item.name)
 
     def _counts(self) -> tuple[int, int]:
         own = self._launchers.values()
@@ -228,7 +248,8 @@ class Run:
     def _write_verdicts(self, folder: Path) -> None:
         verdicts: dict[str, dict[str, Any]] = {}
         for (host, requirement), tally in sorted(self._verdicts.items()):
-            entry = {"verdict": tally.verdict, "counts": dict(tally.counts), "first": tally.first}
+            counts, first = dict(tally.counts), tally.first
+            entry = {"verdict": tally.verdict, "counts": counts, "first": first, "evidence": tally.evidence}
             verdicts.setdefault(host, {})[requirement] = entry
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "verdicts.json").write_text(json.dumps(verdicts, indent=2) + "\n")

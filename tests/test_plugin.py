@@ -116,6 +116,22 @@ def test_undecided_is_not_a_failure_and_not_green(suite: pytest.Pytester) -> Non
     )
 
 
+def test_a_wrong_call_in_a_test_is_an_error(suite: pytest.Pytester) -> None:
+    """An option of launch_guest that does not exist says nothing about the VMM."""
+    suite.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.requirement("X-1")
+        def test_it(launch_guest):
+            launch_guest(vpcus=2)
+        """
+    )
+    result = suite.runpytest_subprocess("--sev-host", "model")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*UsageError: launch_guest: no such option vpcus; there are *"])
+
+
 def test_a_broken_rig_is_an_error_and_not_a_failure(suite: pytest.Pytester) -> None:
     """An error of ours is shown as an error, in the terminal and in JUnit."""
     write(suite, "raise EvidenceError('timeline: no end line')")

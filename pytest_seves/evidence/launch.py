@@ -86,6 +86,8 @@ class Launch:
     gdb: GdbTranscript = field(default_factory=GdbTranscript)
     #: Before it and after it, where no other guest was launched on the host meanwhile.
     usage: tuple[Usage, Usage] | None = None
+    #: The directory that it is kept in; empty where none is.
+    folder: str = ""
 
     def reached(self, stage: Stage) -> Launch:
         """This launch, if it came as far as `stage`.

@@ -20,6 +20,10 @@ class Exchange:
     reply: Any
     error: dict[str, Any] | None
 
+    def __str__(self) -> str:
+        answer = "no answer" if self.received_ns is None else json.dumps(self.error or self.reply)
+        return f"{self.sent_ns} {self.command} {json.dumps(self.arguments)} -> {answer}"
+
 
 @dataclass(frozen=True)
 class QmpTranscript:

@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -56,6 +56,8 @@ class Launcher:
         self._artifacts = artifacts
         self._worker = worker
         self._kept: dict[GuestSpec, Launch | RigError] = {}
+        #: Called with the directory that holds the evidence of a guest, whenever one is asked for.
+        self.on_evidence: Callable[[str], None] = lambda folder: None
         #: Guests launched, and times one was asked for.
         self.launched = 0
         self.served = 0
@@ -76,7 +78,13 @@ class Launcher:
         kept = self._kept[spec]
         if isinstance(kept, RigError):
             raise kept
+        self.tell(kept)
         return kept
+
+    def tell(self, launch: Launch) -> None:
+        """Say where the evidence of this launch is."""
+        if launch.folder:
+            self.on_evidence(launch.folder)
 
     @contextmanager
     def alone(self) -> Iterator[Alone]:
@@ -134,7 +142,7 @@ class Launcher:
             spec=spec,
         )
         if self._artifacts:
-            self._archive(launch, spec)
+            launch = replace(launch, folder=str(self._archive(launch, spec)))
         return launch
 
     def _heeded(self, spec: GuestSpec) -> GuestSpec:
@@ -150,9 +158,8 @@ class Launcher:
         told = self._target.client.call("exec", {"argv": argv, "timeout_s": _PROBE_S, "limit": 1 << 16})
         return qemu.sev_guest_properties(base64.b64decode(told["stdout"]).decode(errors="replace"))
 
-    def _archive(self, launch: Launch, spec: GuestSpec) -> None:
-        assert self._artifacts is not None
-        folder = self._artifacts / "launches" / self._folder_name(spec)
+    def _archive(self, launch: Launch, spec: GuestSpec) -> Path:
+        folder = (self._artifacts or Path()) / "launches" / self._folder_name(spec)
         folder.mkdir(parents=True, exist_ok=True)
         about = {
             "argv": launch.argv,
@@ -165,6 +172,10 @@ class Launcher:
         (folder / "timeline.txt").write_text("".join(f"{event}\n" for event in launch.timeline.recorded))
         for name in ("console", "stdout", "stderr"):
             (folder / f"{name}.txt").write_text(getattr(launch, name).text)
+        (folder / "qmp.txt").write_text("".join(f"{exchange}\n" for exchange in launch.qmp.exchanges))
+        if launch.gdb.exchanges:
+            (folder / "gdb.txt").write_text("".join(f"{s} -> {a}\n" for s, a in launch.gdb.exchanges))
+        return folder
 
     def _folder_name(self, spec: GuestSpec) -> str:
         number = "-".join(filter(None, (self._worker, f"{self.launched:03}")))
@@ -186,6 +197,7 @@ class Alone:
         self._launcher.served += 1
         before = self._usage()
         launch = self._launcher.launch(GuestSpec.of(**options))
+        self._launcher.tell(launch)
         return replace(launch, usage=(before, self._usage(wanted=before)))
 
     def leave_free(self, es_asids: int | None) -> int:

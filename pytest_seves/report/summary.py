@@ -23,16 +23,22 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     #: First test that did not pass, and why, in one line.
     first: tuple[str, str] | None = None
+    #: Where the evidence of that test is, where it was kept.
+    evidence: str = ""
     #: Known defects that were met, each with its reference.
     known: set[str] = field(default_factory=set)
 
-    def add(self, outcome: str, test: str, why: str) -> None:
-        """Count one test."""
+    def add(self, outcome: str, test: str, why: str, evidence: str = "") -> None:
+        """Count one test.
+
+        :param evidence: the directory with its evidence, if any was kept.
+        """
         self.counts[outcome] += 1
         if outcome == "known defect":
             self.known.add(why)
         if outcome in BAD and self.first is None:
             self.first = (test, why)
+            self.evidence = evidence
 
     @property
     def verdict(self) -> str:
@@ -54,7 +60,7 @@ def lines(requirements: Iterable[Requirement], verdicts: Verdicts, width: int) -
     column = max((len(identifier) for _, identifier in verdicts), default=0)
     told: dict[str, str] = {}  # a reason is told once: many requirements share a launch that failed
     out: list[tuple[str, str]] = []
-    for identifier in sorted({identifier for _, identifier in verdicts}, key=_order):
+    for identifier in sorted({identifier for _, identifier in verdicts}, key=order):
         requirement = known.get(identifier)
         level, sentence = (requirement.level, requirement.sentence) if requirement else ("", "")
         for host in hosts:
@@ -70,6 +76,7 @@ def lines(requirements: Iterable[Requirement], verdicts: Verdicts, width: int) -
                 test, why = tally.first
                 notes.append(f"{test}: " + (f"as {told[why]}" if why in told else why))
                 told.setdefault(why, identifier)
+                notes += [f"evidence: {tally.evidence}"] if tally.evidence else []
             out += [(tally.verdict, part) for note in notes for part in _indented(note, column + 2, width)]
     return out
 
@@ -80,6 +87,7 @@ def _indented(text: str, columns: int, width: int) -> list[str]:
     return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=more, break_on_hyphens=False)
 
 
-def _order(identifier: str) -> tuple[str, int]:
+def order(identifier: str) -> tuple[str, int]:
+    """Sort key of requirement ids: ``VMSA-10`` comes after ``VMSA-9``."""
     family, _, number = identifier.rpartition("-")
     return family, int(number) if number.isdigit() else 0

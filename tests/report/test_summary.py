@@ -66,3 +66,12 @@ def test_a_long_line_is_cut_to_the_terminal() -> None:
     ((_, line),) = lines(long, {("a", "A-2"): tally("passed")}, 60)
     assert len(line) <= 60
     assert line.endswith(" ...")
+
+
+def test_the_evidence_of_the_first_failure() -> None:
+    """Where evidence was kept, the directory of the first failure's stands beneath it."""
+    made = tally("passed")
+    made.add("failed", "test_1", "because", "/out/lab1/launches/001")
+    made.add("failed", "test_2", "because", "/out/lab1/launches/002")
+    shown = [line for _, line in lines(REQUIREMENTS, {("a", "A-2"): made}, 80)]
+    assert shown[1:] == ["     test_1: because", "     evidence: /out/lab1/launches/001"]
