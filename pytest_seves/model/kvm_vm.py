@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A VM descriptor: Linux 6.1 virt/kvm/kvm_main.c kvm_vm_ioctl() and x86.c kvm_arch_vm_ioctl().
 
-Interrupt controllers, timer and routing keep what they are told and give it back; nothing is delivered,
-since the guest does not execute.
+Interrupt lines and messages reach the local APICs of a guest that executes; routing, timer and the state
+of the controllers are kept as they are told and given back.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .kvm_vcpu import Vcpu
 from .sev_guest import SevGuest
 
 if TYPE_CHECKING:
+    from .cpu.machine import Machine
     from .supervisor import Call, GuestSupervisor
 
 _CHIP_SIZE = 512
@@ -40,6 +41,7 @@ class Vm:
         self.vm_type = vm_type
         self.vcpus: dict[int, Vcpu] = {}
         self.sev: SevGuest | None = None
+        self.machine: Machine | None = None
         self.slots: dict[int, tuple[int, int, int, int]] = {}
         self.in_kernel_lapic = False
         self._irqchip = False
@@ -49,11 +51,34 @@ class Vm:
 
     def closed(self) -> None:
         """The last descriptor is gone: the guest is deactivated and decommissioned, its ASID freed."""
+        if self.machine is not None:
+            self.supervisor.machines.remove(self.machine)
+            self.machine.close()
+            self.machine = None
         if self.sev is not None:
             self.sev.release()
             self.sev = None
         for thread in [t for t, vcpu in self.supervisor.vcpu_of_thread.items() if vcpu.vm is self]:
             del self.supervisor.vcpu_of_thread[thread]
+
+    def execute(self, vcpu: Vcpu) -> None:
+        """A vCPU is in KVM_RUN: let the guest go on. The CPUs are made when first needed."""
+        if self.machine is None:
+            from .cpu.machine import Machine
+
+            self.machine = Machine(self, self.sev.memory_key() if self.sev is not None else None)
+            self.supervisor.machines.append(self.machine)
+        self.machine.add(vcpu)
+
+    @property
+    def in_kernel_irqchip(self) -> bool:
+        """PIC and IOAPIC are KVM's."""
+        return self._irqchip
+
+    @property
+    def in_kernel_pit(self) -> bool:
+        """The timer is KVM's."""
+        return self._pit
 
     @property
     def es(self) -> bool:
