@@ -316,6 +316,7 @@ class Engine:
             raise EngineUnavailable(_not_as_it_was("interrupt requests are elsewhere"))
         self._request = array_at(ctypes.c_uint32, start + found[0])
         self._request.value = 0
+        self.control.request = start + found[0]
 
 
 def _register(name: str) -> int:

@@ -73,6 +73,8 @@ class GuestMemory:
         self._direct: dict[Slot, tuple[mmap.mmap, int, int] | None] = {}
         self._pages: dict[int, Page] = {}
         self._copies: dict[int, Page] = {}
+        self._changed: dict[int, Page] = {}
+        self._runs: list[_Run] | None = None
         self._written: dict[int, Page] = {}
 
     @property
@@ -115,7 +117,9 @@ class GuestMemory:
         page = self._page(gpa & -PAGE, slot, private and self.encrypted)
         if page.private and write:
             self._will_write(page)
-        writable = page.written if page.private else not page.readonly
+        if page.twin is not None and write:
+            self._changed[page.gpa] = page
+        writable = page.written if page.private else page.twin is None or page.gpa in self._changed
         self.paging.map(page.private, page.gpa, page.place.physical, writable=writable)
         return True
 
@@ -154,6 +158,8 @@ class GuestMemory:
                 raise NotMemory(hex(at))
             if page.private:
                 self._will_write(page)
+            elif page.twin is not None:
+                self._changed[page.gpa] = page
             start = page.place.offset + at % PAGE
             page.place.memory[start : start + length] = data[done : done + length]
             self._engine.forget_code(page.place.physical + at % PAGE, length)
@@ -219,7 +225,7 @@ class GuestMemory:
             memory, offset, physical = direct
             at = gpa - slot.gpa
             return Page(gpa, host, Place(memory, offset + at, physical + at), False, slot.readonly)
-        data = self._host_page(host)
+        data = self._host_pages(host, PAGE)
         if private:
             data = encryption.decrypt(self._key or b"", host, data)
         place = self._pool.take()
@@ -227,14 +233,16 @@ class GuestMemory:
         page = Page(gpa, host, place, private, slot.readonly)
         if not private:
             page.twin = data
-            self._copies[gpa] = page
+            if not slot.readonly:  # a ROM stays what it is while its slot is there
+                self._copies[gpa] = page
+                self._runs = None
         return page
 
-    def _host_page(self, host: int) -> bytes:
+    def _host_pages(self, host: int, size: int) -> bytes:
         try:
-            return self._target.read(host, PAGE)
+            return self._target.read(host, size)
         except Refusal:
-            return bytes(PAGE)  # the VMM has unmapped its own guest's memory
+            return bytes(size)  # the VMM has unmapped its own guest's memory
 
     def _drop(self, page: Page) -> None:
         """Leave the VMM's memory as the only truth; the caller flushes."""
@@ -242,7 +250,9 @@ class GuestMemory:
             self._make_ciphertext(page)
         elif page.twin is not None:
             self._push(page)
-            del self._copies[page.gpa]
+            self._copies.pop(page.gpa, None)
+            self._changed.pop(page.gpa, None)
+            self._runs = None
         del self._pages[page.gpa]
         for private in (False, True):
             self.paging.unmap(private, page.gpa)
@@ -276,7 +286,7 @@ class GuestMemory:
 
     def push(self) -> None:
         """Carry the guest's changes of copied pages over to the VMM."""
-        for page in self._copies.values():
+        for page in self._changed.values():
             self._push(page)
 
     def _push(self, page: Page) -> None:
@@ -288,22 +298,50 @@ class GuestMemory:
         for begin, end in _differences(twin, data):
             self._to_host(page.host + begin, data[begin:end])
         page.twin = data
+        self._runs = None
 
     def pull(self) -> None:
         """Take the VMM's changes of copied pages over."""
-        for page in self._copies.values():
-            data = self._host_page(page.host)
-            if data != page.twin:
+        if self._runs is None:
+            self._runs = _runs(list(self._copies.values()))
+        for run in self._runs:
+            data = self._host_pages(run.pages[0].host, len(run.twin))
+            if data != run.twin:
+                self._take_over(run, data)
+
+    def _take_over(self, run: _Run, data: bytes) -> None:
+        for index, page in enumerate(run.pages):
+            now = data[index * PAGE : (index + 1) * PAGE]
+            if now != page.twin:
                 start = page.place.offset
-                page.place.memory[start : start + PAGE] = data
-                page.twin = data
+                page.place.memory[start : start + PAGE] = now
+                page.twin = now
                 self._engine.forget_code(page.place.physical, PAGE)
+        run.twin = data
 
     def _to_host(self, address: int, data: bytes) -> None:
         try:
             self._target.write(address, data)
         except Refusal:
             return  # the VMM has unmapped its own guest's memory
+
+
+@dataclass(slots=True)
+class _Run:
+    """Copies that lie side by side in the VMM's memory, and their twins in one piece."""
+
+    pages: list[Page]
+    twin: bytes
+
+
+def _runs(pages: list[Page]) -> list[_Run]:
+    groups: list[list[Page]] = []
+    for page in sorted(pages, key=lambda page: page.host):
+        if groups and groups[-1][-1].host + PAGE == page.host:
+            groups[-1].append(page)
+        else:
+            groups.append([page])
+    return [_Run(group, b"".join(page.twin or b"" for page in group)) for group in groups]
 
 
 def _pieces(gpa: int, size: int) -> list[tuple[int, int]]:

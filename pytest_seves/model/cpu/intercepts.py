@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _VMGEXIT = b"\xf3\x0f\x01\xd9"
 _ENOSYS = 1000
 _PAUSE_OPCODE = b"\x90"
+_INVD = b"\x0f\x08"
 INVALID_OPCODE = 6
 
 
@@ -104,6 +105,12 @@ def _skipped(code: int, length: int) -> Callable[[Processor], None]:
     return run
 
 
+def _invalidate(cpu: Processor) -> None:
+    """WBINVD, or INVD: the engine has one exit code for both."""
+    code = vmcb.INVD if _INVD in cpu.code(4) else vmcb.WBINVD
+    _skipped(code, 2)(cpu)
+
+
 def _rdpmc(cpu: Processor) -> None:
     if cpu.es:
         cpu.vc(vmcb.RDPMC)
@@ -178,8 +185,7 @@ _HANDLERS: Mapping[int, Callable[[Processor], exits.Handling | None]] = {
     vmcb.WRITE_CR8: control_registers.access,
     vmcb.READ_CR8: control_registers.access,
     vmcb.NPF: _nested_page_fault,
-    vmcb.WBINVD: _skipped(vmcb.WBINVD, 2),
-    vmcb.INVD: _skipped(vmcb.INVD, 2),
+    vmcb.WBINVD: _invalidate,
     vmcb.MONITOR: _skipped(vmcb.MONITOR, 3),
     vmcb.MWAIT: _skipped(vmcb.MWAIT, 3),
     vmcb.READ_DR7: lambda cpu: cpu.vc(vmcb.READ_DR7),

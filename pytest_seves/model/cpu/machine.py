@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _TURN_EXITS = 64
 _TURN_BLOCKS = 20_000
-_EXIT_NS = 2_000
+_EXIT_NS = 5_000
 _BLOCK_NS = 20
 #: How long a vCPU whose turn it is may be away from KVM_RUN before others go on without it.
 _GRACE_S = 0.1

@@ -16,11 +16,21 @@ from pytest_seves.model.kvm_vm import Vm
 from pytest_seves.model.memory import Refusal
 from pytest_seves.model.profiles import resolve
 from pytest_seves.model.vmsa_sync import compose
+from pytest_seves.spec import kvm
 
 KEY = bytes(range(32))
 ROM = 0xFFFF0000
 ROM_SIZE = 0x10000
-RAM_SIZE = 0x200000
+RAM_SIZE = 0x400000
+#: In long mode the first two MiB are private, the next two shared, and those at ALIAS are the first again,
+#: without the C-bit.
+SHARED = 0x200000
+ALIAS = 0x400000
+HANDLERS = 0x9000
+STACK = 0x7000
+_GDT, _IDT, _PML4, _TSS = 0x5000, 0x6000, 0x10000, 0x4000
+CODE64, DATA, USER_CODE, USER_DATA = 0x08, 0x10, 0x1B, 0x23
+C_BIT = 1 << 39
 _HOST = 0x7F00_0000_0000
 _VMSA = 0x1_0000_0000
 
@@ -49,6 +59,16 @@ class Memory:
         memory[at : at + len(data)] = data
 
 
+def start_at(offset: int) -> Callable[[Vcpu], None]:
+    """KVM_SET_REGS with another RIP."""
+
+    def set_registers(vcpu: Vcpu) -> None:
+        regs = kvm.REGS.decode(vcpu.regs)
+        vcpu.regs = kvm.REGS.encode(**{**regs, "rip": offset})
+
+    return set_registers
+
+
 class Board:
     """A VM with `code` at the reset vector's ROM; `kind` is "es", "sev" or "plain".
 
@@ -67,6 +87,7 @@ class Board:
         directory: Path = Path("/nonexistent"),
         registers: Callable[[Vcpu], None] | None = None,
     ) -> None:
+        self.kind = kind
         self.memory = Memory()
         self.memory.rom[at : at + len(code)] = code
         self.ports: list[tuple[int, bytes]] = []
@@ -103,6 +124,13 @@ class Board:
                 vcpu.vmsa = encryption.encrypt(KEY, vcpu.vmsa_address, compose(vcpu, 0))
         for vcpu in self.vcpus:
             self.enter(vcpu)
+
+    def put(self, address: int, data: bytes) -> None:
+        """Into the VMM's memory, encrypted if the guest's is: whole pages, as LAUNCH_UPDATE_DATA."""
+        data = data.ljust(-(-len(data) // 0x1000) * 0x1000, b"\0")
+        if self.kind != "plain":
+            data = encryption.encrypt(KEY, _HOST + address, data)
+        self.memory.ram[address : address + len(data)] = data
 
     def enter(self, vcpu: Vcpu) -> None:
         """KVM_RUN."""
@@ -145,3 +173,64 @@ class Board:
             vcpu.waiting = identifier
         else:
             self.results.append((result, int.from_bytes(vcpu.run[8:12], "little")))
+
+
+def long_mode(
+    code: bytes,
+    kind: str = "es",
+    *,
+    handlers: dict[int, bytes] | None = None,
+    prepare: Callable[[Board], None] = lambda _: None,
+    user: bool = False,
+    flags: int = 2,
+    **options: Any,
+) -> Board:
+    """A board whose vCPUs start at 0x8000 in long mode; vCPU n has RDI = n and a stack of its own.
+
+    :param handlers: machine code of the handlers, by vector.
+    :param user: start at CPL 3.
+    """
+    board = Board(b"", kind, registers=lambda vcpu: _set_long_mode(vcpu, user, flags), **options)
+    board.put(0x8000, code)
+    table, text = bytearray(0x1000), bytearray(0x1000)
+    for index, (vector, handler) in enumerate((handlers or {}).items()):
+        at = HANDLERS + 0x100 * index
+        text[0x100 * index : 0x100 * index + len(handler)] = handler
+        gate = at & 0xFFFF | CODE64 << 16 | 0x8E00 << 32 | (at >> 16) << 48
+        table[16 * vector : 16 * vector + 8] = gate.to_bytes(8, "little")
+    board.put(HANDLERS, bytes(text))
+    board.put(_IDT, bytes(table))
+    descriptors = (0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0x00AFFB000000FFFF, 0x00CFF3000000FFFF)
+    board.put(_GDT, b"".join(value.to_bytes(8, "little") for value in descriptors))
+    board.put(_TSS, bytes(4) + STACK.to_bytes(8, "little"))
+    private = C_BIT if kind != "plain" else 0
+    tables = [_PML4 + 0x1007 | private, _PML4 + 0x2007 | private, _PML4 + 0x3007 | private]
+    pages = [0x87 | private, 0x200087, 0x87, *(0x87 + 0x200000 * n for n in range(3, 512))]
+    last = 0xFEC00087  # the 2 MiB with the local APICs' page
+    words = [[tables[0]], [tables[1], 0, 0, tables[2]], pages, [0] * 502 + [last, last + 0x200000]]
+    for index, row in enumerate(words):
+        board.put(_PML4 + 0x1000 * index, b"".join(word.to_bytes(8, "little") for word in row))
+    prepare(board)
+    return board
+
+
+def _set_long_mode(vcpu: Vcpu, user: bool, flags: int) -> None:
+    selectors = (USER_CODE, USER_DATA) if user else (CODE64, DATA)
+    dpl = 3 if user else 0
+    code = {"selector": selectors[0], "limit": 0xFFFFFFFF, "type": 11, "s": 1, "present": 1, "l": 1, "g": 1}
+    data = {"selector": selectors[1], "limit": 0xFFFFFFFF, "type": 3, "s": 1, "present": 1, "db": 1, "g": 1}
+    fields = kvm.SREGS.decode(vcpu.sregs)
+    fields.update(
+        cs={**code, "dpl": dpl},
+        **{name: {**data, "dpl": dpl} for name in ("ds", "es", "fs", "gs", "ss")},
+        gdt={"base": _GDT, "limit": 0xFFF},
+        idt={"base": _IDT, "limit": 0xFFF},
+        tr={"base": _TSS, "limit": 0x67, "type": 11, "present": 1},
+        cr0=0x80000011,
+        cr3=_PML4 | (C_BIT if vcpu.vm.sev is not None else 0),
+        cr4=0x620,
+        efer=0x500,
+    )
+    vcpu.sregs = kvm.SREGS.encode(**fields)
+    number = vcpu.identifier
+    vcpu.regs = kvm.REGS.encode(rip=0x8000, rflags=flags, rsp=STACK - 0x200 * number, rdi=number)
