@@ -125,8 +125,11 @@ class Vcpu:
     def leave(self, result: int) -> None:
         """End KVM_RUN."""
         identifier, self.waiting = self.waiting, None
-        if identifier is not None:
-            self.vm.supervisor.answer(identifier, result)
+        if identifier is None:
+            return
+        if self.vm.machine is not None:
+            self.vm.machine.leaving(stopped=result == -errno.EINTR)
+        self.vm.supervisor.answer(identifier, result)
 
     def interrupted(self) -> None:
         """KVM_RUN ends with EINTR."""
@@ -275,6 +278,8 @@ class Vcpu:
 
     def get_mp_state(self, call: Call) -> int:
         """KVM_GET_MP_STATE."""
+        if self.vm.machine is not None:
+            self.mp_state = self.vm.machine.activity(self)
         self.memory.write(call.argument, struct.pack("<I", self.mp_state))
         return 0
 
@@ -284,6 +289,8 @@ class Vcpu:
         if state and not self.vm.in_kernel_lapic:
             return -errno.EINVAL
         self.mp_state = state
+        if self.vm.machine is not None:
+            self.vm.machine.set_activity(self)
         return 0
 
     def enable_capability(self, call: Call) -> int:
@@ -295,6 +302,8 @@ class Vcpu:
         """KVM_SET_LAPIC, kept as given."""
         if not self.vm.in_kernel_lapic:
             return -errno.EINVAL
+        if self.vm.machine is not None:
+            self.vm.machine.reset_lapic(self)
         return self.keep(call)
 
     def get_lapic(self, call: Call) -> int:
@@ -364,6 +373,7 @@ Vcpu.requests = {
     kvm.KVM_GET_TSC_KHZ: Vcpu.get_tsc_khz,
     kvm.KVM_SET_GUEST_DEBUG: Vcpu.set_guest_debug,
     kvm.KVM_SMI: Vcpu.smi,
+    kvm.KVM_NMI: lambda vcpu, _: vcpu.vm.nmi(vcpu),
     kvm.KVM_GET_MP_STATE: Vcpu.get_mp_state,
     kvm.KVM_SET_MP_STATE: Vcpu.set_mp_state,
     kvm.KVM_ENABLE_CAP: Vcpu.enable_capability,
@@ -375,7 +385,6 @@ Vcpu.requests = {
     **dict.fromkeys(
         (
             kvm.KVM_INTERRUPT,
-            kvm.KVM_NMI,
             kvm.KVM_SET_SIGNAL_MASK,
             kvm.KVM_SET_NESTED_STATE,
             kvm.KVM_SET_VAPIC_ADDR,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _CHIP_SIZE = 512
 _CHIPS = 3  # PIC master, PIC slave, IOAPIC
+_PIT_PIN = 2  # the default route of GSI 0
 _CLOCK = struct.Struct("<QII Q Q 16x")
 _CAP_USER_MEMORY2 = 231
 _MEM_LOG_DIRTY_PAGES = 1 << 0
@@ -69,6 +70,12 @@ class Vm:
             self.machine = Machine(self, self.sev.memory_key() if self.sev is not None else None)
             self.supervisor.machines.append(self.machine)
         self.machine.add(vcpu)
+
+    def nmi(self, vcpu: Vcpu) -> int:
+        """KVM_NMI on a vCPU."""
+        if self.machine is not None:
+            self.machine.nmi(vcpu)
+        return 0
 
     @property
     def in_kernel_irqchip(self) -> bool:
@@ -218,12 +225,21 @@ class Vm:
 
     def irq_line(self, call: Call) -> int:
         """KVM_IRQ_LINE and KVM_IRQ_LINE_STATUS; with a split irqchip the routes lead to the LAPICs."""
-        self.supervisor.memory.read(call.argument, 8)
+        gsi, level = struct.unpack("<II", self.supervisor.memory.read(call.argument, 8))
         if not self.in_kernel_lapic:
             return -errno.ENXIO
+        if self.machine is not None and self._irqchip:
+            self.machine.devices.set_line(gsi or _PIT_PIN, bool(level))
         if call.request == kvm.KVM_IRQ_LINE_STATUS:
             self.supervisor.memory.write(call.argument, struct.pack("<i", 1))
         return 0
+
+    def signal_msi(self, call: Call) -> int:
+        """KVM_SIGNAL_MSI: how many local APICs took it."""
+        low, high, data = struct.unpack_from("<III", self.supervisor.memory.read(call.argument, call.size))
+        if not self.in_kernel_lapic:
+            return -errno.EINVAL
+        return self.machine.devices.message(high << 32 | low, data) if self.machine is not None else 0
 
     def set_boot_cpu(self, _: Call) -> int:
         """KVM_SET_BOOT_CPU_ID."""
@@ -291,6 +307,7 @@ Vm.requests = {
     kvm.KVM_SET_IRQCHIP: Vm.set_irqchip,
     kvm.KVM_IRQ_LINE: Vm.irq_line,
     kvm.KVM_IRQ_LINE_STATUS: Vm.irq_line,
+    kvm.KVM_SIGNAL_MSI: Vm.signal_msi,
     kvm.KVM_SET_BOOT_CPU_ID: Vm.set_boot_cpu,
     kvm.KVM_GET_CLOCK: Vm.get_clock,
     kvm.KVM_GET_PIT2: Vm.get_pit,
@@ -308,7 +325,6 @@ Vm.requests = {
             kvm.KVM_IRQFD,
             kvm.KVM_IOEVENTFD,
             kvm.KVM_SET_CLOCK,
-            kvm.KVM_SIGNAL_MSI,
             kvm.KVM_SET_PMU_EVENT_FILTER,
             kvm.KVM_X86_SET_MSR_FILTER,
             kvm.KVM_CLEAR_DIRTY_LOG,

@@ -46,6 +46,10 @@ class EngineUnavailable(RuntimeError):
     """Guest code cannot execute here; the text says why and what to do."""
 
 
+class EngineFailure(Exception):
+    """The engine gave up in the middle of guest code."""
+
+
 class PortAccess(NamedTuple):
     """An IN or OUT that was executed by the engine and then taken back. `value` is None for IN."""
 
@@ -84,7 +88,10 @@ class Engine:
         control, state = self.control, self.state
         control.budget, control.number = budget, NO_EXIT
         state.hflags |= HF_IOBPT
-        self.uc.emu_start(state.eip, _NEVER)
+        try:
+            self.uc.emu_start(state.eip, _NEVER)
+        except self._error_type as error:
+            raise EngineFailure(f"at {state.eip:#x}: {error}") from None
         if control.number == NO_EXIT:
             control.budget += 1  # the block that did not fit has not executed
             mask = (1 << 64) - 1 if state.hflags & HF_CS64 else 0xFFFFFFFF
@@ -249,6 +256,7 @@ class Engine:
         from unicorn.unicorn_const import UC_CTL_TLB_FLUSH
 
         self._tlb_flush = UC_CTL_TLB_FLUSH
+        self._error_type: type[Exception] = unicorn_error()
         self.uc.ctl_exits_enabled(True)  # else `until` is translated through the guest's page tables
         self.write_register("MSR", (_MSR_HSAVE, _HOST_SAVE))
         self._memory[_STUB - PRIVATE_BASE : _STUB - PRIVATE_BASE + len(_ENTRY)] = _ENTRY
@@ -317,6 +325,14 @@ class Engine:
         self._request = array_at(ctypes.c_uint32, start + found[0])
         self._request.value = 0
         self.control.request = start + found[0]
+
+
+def unicorn_error() -> type[Exception]:
+    """What emulation raises."""
+    from unicorn.unicorn_py3 import unicorn as binding
+
+    error: type[Exception] = binding.UcError
+    return error
 
 
 def _register(name: str) -> int:

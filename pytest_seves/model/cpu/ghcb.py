@@ -244,12 +244,12 @@ class Ghcb:
     def _port(self, port: int, size: int, *, into: bool) -> exits.Handling:
         machine, mask = self._processor.machine, (1 << 8 * size) - 1
         if into:
-            data = yield from machine.port_in(port, size, 1)
+            data = yield from machine.accesses.port_in(port, size, 1)
             keep = 0 if size == 4 else self._registers["rax"] & ~mask
             self._registers["rax"] = keep | int.from_bytes(data, "little")
         else:
             data = (self._registers["rax"] & mask).to_bytes(size, "little")
-            yield from machine.port_out(port, size, data)
+            yield from machine.accesses.port_out(port, size, data)
 
     def _string(self, port: int, size: int, count: int, *, into: bool) -> exits.Handling:
         machine = self._processor.machine
@@ -259,10 +259,10 @@ class Ghcb:
             now = min(count - done, exits.DATA_SIZE // size)
             at = self._scratch + done * size
             if into:
-                data = yield from machine.port_in(port, size, now)
+                data = yield from machine.accesses.port_in(port, size, now)
                 self._memory.host_write(at, data)
             else:
-                yield from machine.port_out(port, size, self._memory.host_read(at, now * size))
+                yield from machine.accesses.port_out(port, size, self._memory.host_read(at, now * size))
             done += now
 
     def _check_scratch(self, size: int) -> None:
@@ -279,12 +279,14 @@ class Ghcb:
 
     def _mmio_read(self, gpa: int, size: int) -> exits.Handling:
         self._check_scratch(size)
-        data = yield from self._processor.machine.mmio_read(gpa, size)
+        data = yield from self._processor.machine.accesses.mmio_read(gpa, size)
         self._memory.host_write(self._scratch, data)
 
     def _mmio_write(self, gpa: int, size: int) -> exits.Handling:
         self._check_scratch(size)
-        yield from self._processor.machine.mmio_write(gpa, self._memory.host_read(self._scratch, size))
+        yield from self._processor.machine.accesses.mmio_write(
+            gpa, self._memory.host_read(self._scratch, size)
+        )
 
     def _nmi_complete(self, _: int, __: int) -> None:
         return None

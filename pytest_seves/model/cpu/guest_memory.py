@@ -53,6 +53,8 @@ class Page:
     readonly: bool
     twin: bytes | None = None
     written: bool = False
+    run: _Run | None = None
+    index: int = 0
 
 
 class GuestMemory:
@@ -298,7 +300,8 @@ class GuestMemory:
         for begin, end in _differences(twin, data):
             self._to_host(page.host + begin, data[begin:end])
         page.twin = data
-        self._runs = None
+        if self._runs is not None and page.run is not None:
+            page.run.twin[page.index * PAGE : (page.index + 1) * PAGE] = data
 
     def pull(self) -> None:
         """Take the VMM's changes of copied pages over."""
@@ -317,7 +320,7 @@ class GuestMemory:
                 page.place.memory[start : start + PAGE] = now
                 page.twin = now
                 self._engine.forget_code(page.place.physical, PAGE)
-        run.twin = data
+        run.twin[:] = data
 
     def _to_host(self, address: int, data: bytes) -> None:
         try:
@@ -331,7 +334,7 @@ class _Run:
     """Copies that lie side by side in the VMM's memory, and their twins in one piece."""
 
     pages: list[Page]
-    twin: bytes
+    twin: bytearray
 
 
 def _runs(pages: list[Page]) -> list[_Run]:
@@ -341,7 +344,11 @@ def _runs(pages: list[Page]) -> list[_Run]:
             groups[-1].append(page)
         else:
             groups.append([page])
-    return [_Run(group, b"".join(page.twin or b"" for page in group)) for group in groups]
+    runs = [_Run(group, bytearray().join(page.twin or b"" for page in group)) for group in groups]
+    for run in runs:
+        for index, page in enumerate(run.pages):
+            page.run, page.index = run, index
+    return runs
 
 
 def _pieces(gpa: int, size: int) -> list[tuple[int, int]]:

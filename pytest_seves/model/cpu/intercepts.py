@@ -153,20 +153,23 @@ def _msr(cpu: Processor) -> None:
     return cpu.advance(2)
 
 
-def _nested_page_fault(cpu: Processor) -> None:
+def memory_comes(cpu: Processor) -> bool:
+    """Whether a nested page fault was for memory, which is there now."""
     address, information = cpu.engine.exit_address, cpu.engine.exit_information
     encrypted = cpu.memory.encrypted
     gpa = address & ~C_BIT_MASK if encrypted else address
     private = bool(address & C_BIT_MASK) or not cpu.machine.virtual.has_c_bit
     top = encrypted and not private and gpa >> 12 == (cpu.state.cr[3] & ~C_BIT_MASK) >> 12
     if top and cpu.memory.alias(gpa):
-        return
-    if cpu.memory.fault(gpa, write=bool(information & 2), private=private):
-        return
+        return True
+    return cpu.memory.fault(gpa, write=bool(information & 2), private=private)
+
+
+def _not_memory(cpu: Processor) -> None:
     if cpu.es:
         cpu.vc(vmcb.NPF)
     else:
-        cpu.machine.map_mmio(gpa)
+        cpu.machine.accesses.map_mmio(cpu.engine.exit_address & ~C_BIT_MASK)
 
 
 _HANDLERS: Mapping[int, Callable[[Processor], exits.Handling | None]] = {
@@ -184,7 +187,7 @@ _HANDLERS: Mapping[int, Callable[[Processor], exits.Handling | None]] = {
     vmcb.WRITE_CR4: control_registers.access,
     vmcb.WRITE_CR8: control_registers.access,
     vmcb.READ_CR8: control_registers.access,
-    vmcb.NPF: _nested_page_fault,
+    vmcb.NPF: _not_memory,
     vmcb.WBINVD: _invalidate,
     vmcb.MONITOR: _skipped(vmcb.MONITOR, 3),
     vmcb.MWAIT: _skipped(vmcb.MWAIT, 3),

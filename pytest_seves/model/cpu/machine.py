@@ -12,9 +12,10 @@ import time
 from typing import TYPE_CHECKING
 
 from ..memory import TargetMemory
-from . import exits, lapic, start
+from . import exits, intercepts, lapic, start, vmcb
+from .accesses import Accesses
 from .devices import Devices
-from .engine import Engine
+from .engine import Engine, EngineFailure
 from .events import Events, TripleFault
 from .guest_memory import GuestMemory, Slot
 from .processor import Activity, Processor
@@ -30,9 +31,11 @@ _TURN_BLOCKS = 20_000
 _EXIT_NS = 5_000
 _BLOCK_NS = 20
 #: How long a vCPU whose turn it is may be away from KVM_RUN before others go on without it.
-_GRACE_S = 0.1
+_GRACE_S = 1.0
 _IDLE_S = 0.002
-_MMIO_WINDOW = 0x60_0000_0000
+_TURNS_BETWEEN_LOOKS = 64
+_CIPHERTEXT_AT_A_LOOK = 8
+_CIPHERTEXT_WHEN_STOPPED = 256
 
 
 class Machine:
@@ -57,10 +60,14 @@ class Machine:
         self.ap_jump_table = 0
         self._current: Processor | None = None
         self._yielded = False
+        self._chosen: Processor | None = None
         self._slots: dict[int, tuple[int, int, int, int]] = {}
         self._away_since: float | None = None
         self._idle_until: float | None = None
-        self.engine.map_mmio(_MMIO_WINDOW, self._mmio_read_now, self._mmio_write_now)
+        self._turns = 0
+        self._pull = False
+        self.in_instruction = False
+        self.accesses = Accesses(self)
 
     # Time
 
@@ -81,12 +88,15 @@ class Machine:
             for number, other in self.vm.vcpus.items():
                 self.processors.setdefault(number, Processor(self, other))
             self.processors = dict(sorted(self.processors.items()))
+        self.processors[vcpu.identifier].absent = False
         return self.processors[vcpu.identifier]
 
     def bring_back(self, vcpu: Vcpu) -> None:
         """Show KVM's registers what is in the CPU."""
         processor = self.processors.get(vcpu.identifier)
-        if processor is not None and processor.entered and not processor.stale:
+        if processor is None or not processor.entered or processor.stale:
+            return
+        if processor is self._current or not self.in_instruction:
             self._switch(processor)
             start.read_back(self.engine, vcpu, self.events.flags)
 
@@ -95,6 +105,33 @@ class Machine:
         processor = self.processors.get(vcpu.identifier)
         if processor is not None:
             processor.restart()
+
+    def activity(self, vcpu: Vcpu) -> int:
+        """Its kvm_mp_state."""
+        processor = self.processors.get(vcpu.identifier)
+        return processor.activity.value if processor is not None else vcpu.mp_state
+
+    def set_activity(self, vcpu: Vcpu) -> None:
+        """The VMM has set its kvm_mp_state."""
+        if vcpu.identifier in self.processors:
+            self.processors[vcpu.identifier].set_activity(vcpu.mp_state)
+
+    def reset_lapic(self, vcpu: Vcpu) -> None:
+        """The VMM has set its local APIC, which it does on reset."""
+        if vcpu.identifier in self.processors and not vcpu.protected:
+            self.processors[vcpu.identifier].lapic.reset()
+
+    def nmi(self, vcpu: Vcpu) -> None:
+        """KVM_NMI."""
+        if vcpu.identifier in self.processors:
+            self.processors[vcpu.identifier].lapic.nmi = True
+
+    def leaving(self, *, stopped: bool) -> None:
+        """A KVM_RUN ends: the VMM sees memory as the guest left it."""
+        self.memory.push()
+        self._pull = True
+        if stopped:
+            self.memory.make_ciphertext(_CIPHERTEXT_WHEN_STOPPED)
 
     def work(self) -> float | None:
         """Do one turn; seconds until the next is worth trying, None if only the VMM can go on."""
@@ -106,22 +143,43 @@ class Machine:
             return self._await(processor)
         self._away_since = None
         self._idle_until = None
-        self._turn(processor)
+        self._chosen = None
+        self._turns += 1
+        if self._turns % _TURNS_BETWEEN_LOOKS == 0:
+            self.memory.make_ciphertext(_CIPHERTEXT_AT_A_LOOK)
+            self.look()
+        elif self._pull:
+            self.look()
+        try:
+            self._turn(processor)
+        except EngineFailure as failure:
+            self.trace.note(f"vCPU {processor.vcpu.identifier}: {failure}")
+            processor.ended = exits.INTERNAL_ERROR
+            self.leave(processor, exits.INTERNAL_ERROR)
         return 0
+
+    def look(self) -> None:
+        """Exchange memory with a VMM whose devices work while the guest executes."""
+        self._pull = False
+        self.memory.push()
+        self.memory.pull()
 
     def _next(self) -> Processor | None:
         """Whose turn it is: the one that waits for the VMM, or the next that can execute."""
         current = self._current
         if current is not None and current.handling is not None:
             return current
+        chosen = self._chosen
+        if chosen is not None and not chosen.absent and chosen.accept_events():
+            return chosen  # its turn has come, though it was not there
         order = list(self.processors.values())
         first = order.index(current) if current is not None else 0
         if current is not None and (self._yielded or not current.accept_events()):
             first += 1
         for index in range(len(order)):
             processor = order[(first + index) % len(order)]
-            if processor.accept_events() or processor.ended is not None:
-                self._yielded = False
+            if not processor.absent and (processor.accept_events() or processor.ended is not None):
+                self._yielded, self._chosen = False, processor
                 return processor
         return None
 
@@ -135,8 +193,8 @@ class Machine:
             self._away_since = now
         left = self._away_since + _GRACE_S - now
         if left > 0 or processor.handling is not None:
-            return max(left, _GRACE_S)
-        self._current, self._yielded, self._away_since = processor, True, None
+            return max(left, 0.0) or _GRACE_S
+        processor.absent, self._away_since = True, None
         return 0
 
     def _idle(self) -> float | None:
@@ -162,23 +220,28 @@ class Machine:
     def _turn(self, processor: Processor) -> None:
         self._switch(processor)
         if processor.ended is not None:
-            self._leave(processor, processor.ended)
+            self.leave(processor, processor.ended)
             return
         if processor.handling is not None and not self._resume(processor):
             return
-        blocks = _TURN_BLOCKS
-        for _ in range(_TURN_EXITS):
-            if blocks <= 0 or self._yielded or not processor.accept_events():
-                return
+        blocks, left = _TURN_BLOCKS, _TURN_EXITS
+        while left and blocks > 0 and not self._yielded and processor.accept_events():
             if processor.stale:  # INIT came in between
                 processor.take_turn()
             if not self._offer(processor):
                 return
             code = self.engine.run(blocks)
             used = self.engine.used(blocks)
+            comes = code == vmcb.NPF and intercepts.memory_comes(processor)
+            if comes:  # the model's own doing, and not the same twice: outside of guest time
+                used -= 1  # the block goes on, and is counted then
             blocks -= used
             self.now_ns += used * _BLOCK_NS
+            if comes:
+                processor.stands()
+                continue
             if code is not None:
+                left -= 1
                 self.now_ns += _EXIT_NS
                 self.trace.exit(processor.vcpu.identifier, code, self.engine.state.eip)
             if not self._handle(processor, code):
@@ -217,7 +280,7 @@ class Machine:
         except StopIteration:
             return True
         processor.handling = handling
-        self._leave(processor, reason)
+        self.leave(processor, reason)
         return False
 
     def _resume(self, processor: Processor) -> bool:
@@ -225,21 +288,21 @@ class Machine:
         handling, reason = processor.handling, processor.asked
         assert handling is not None
         assert reason is not None
-        self.memory.pull()
         try:
             reason = handling.send(reason.result(processor.vcpu.run))
         except StopIteration:
             processor.handling = None
             return True
-        self._leave(processor, reason)
+        self.leave(processor, reason)
         return False
 
-    def _leave(self, processor: Processor, reason: exits.Exit) -> None:
-        """End KVM_RUN."""
+    def leave(self, processor: Processor, reason: exits.Exit) -> None:
+        """End KVM_RUN of a vCPU."""
         processor.asked = reason
-        if not isinstance(reason, exits.PortIo | exits.Mmio):
+        if isinstance(reason, exits.PortIo | exits.Mmio):
+            self.trace.access(self.now_ns)
+        else:
             processor.handling = None if processor.ended is None else processor.handling
-        self.memory.push()
         vcpu = processor.vcpu
         exits.store_common(vcpu.run, interruptible=self.events.interruptible, apic_base=processor.lapic.base)
         vcpu.leave(reason.store(vcpu.run))
@@ -275,72 +338,11 @@ class Machine:
             if wanted:
                 _receive(processor, ipi)
 
-    # Accesses that leave the CPU
-
-    def port_in(self, port: int, size: int, count: int) -> exits.Reading:
-        """Read a port, of KVM's own devices or the VMM's."""
-        data = self.devices.port_read(port, size, count)
-        if data is not None:
-            return data
-        return (yield exits.PortIo(port, size, count, None))
-
-    def port_out(self, port: int, size: int, data: bytes) -> exits.Handling:
-        """Write a port."""
-        if not self.devices.port_write(port, size, data):
-            yield exits.PortIo(port, size, len(data) // size, data)
-
-    def mmio_read(self, gpa: int, size: int) -> exits.Reading:
-        """Read what is not memory, in pieces of at most 8 bytes."""
-        out = b""
-        while len(out) < size:
-            at, length = gpa + len(out), min(size - len(out), 8)
-            data = self.devices.mmio_read(at, length)
-            out += data if data is not None else (yield exits.Mmio(at, length, None))
-        return out
-
-    def mmio_write(self, gpa: int, data: bytes) -> exits.Handling:
-        """Write what is not memory."""
-        for done in range(0, len(data), 8):
-            piece = data[done : done + 8]
-            if not self.devices.mmio_write(gpa + done, piece):
-                yield exits.Mmio(gpa + done, len(piece), piece)
-
     @property
     def current(self) -> Processor:
         """Whose turn it is."""
         assert self._current is not None
         return self._current
-
-    def map_mmio(self, gpa: int) -> None:
-        """An instruction of a guest without SEV-ES accesses what is not memory: let the engine decode it.
-
-        The page is mapped to a window whose accesses call us in the middle of the instruction.
-        """
-        self.memory.paging.map(False, gpa & -0x1000, _MMIO_WINDOW + (gpa & 0xFFFFF000), writable=True)
-        if self.memory.encrypted:
-            self.memory.paging.map(True, gpa & -0x1000, _MMIO_WINDOW + (gpa & 0xFFFFF000), writable=True)
-
-    def _mmio_read_now(self, offset: int, size: int) -> int:
-        data = self._complete(self.mmio_read(offset, size))
-        return int.from_bytes(data or b"", "little")
-
-    def _mmio_write_now(self, offset: int, size: int, value: int) -> None:
-        self._complete(self.mmio_write(offset, (value & (1 << 8 * size) - 1).to_bytes(size, "little")))
-
-    def _complete(self, handling: exits.Reading | exits.Handling) -> bytes | None:
-        """Drive a handling to its end here and now, serving the VMM meanwhile."""
-        processor = self.current
-        try:
-            reason = next(handling)
-            while True:
-                self._leave(processor, reason)
-                if not self.vm.supervisor.serve_until(processor.vcpu):
-                    return None
-                self.memory.pull()
-                reason = handling.send(reason.result(processor.vcpu.run))
-        except StopIteration as end:
-            result: bytes | None = end.value
-            return result
 
     def close(self) -> None:
         """The VM is gone."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...spec import kvm
 from ...spec.ghcb import SEV_STATUS_MSR
 from . import lapic as apic
 
@@ -56,6 +57,9 @@ def write(processor: Processor, number: int, value: int) -> None:
     machine, lapic = processor.machine, processor.lapic
     if number == APIC_BASE:
         lapic.base = value
+        at = kvm.SREGS.field("apic_base").offset
+        sregs = processor.vcpu.sregs
+        processor.vcpu.sregs = sregs[:at] + value.to_bytes(8, "little") + sregs[at + 8 :]
     elif number == TSC:
         return  # every vCPU's TSC is the VM's time
     elif number == TSC_DEADLINE:

@@ -30,12 +30,12 @@ def access(cpu: Processor, access: PortAccess) -> exits.Handling | None:
 def _plain(cpu: Processor, access: PortAccess) -> exits.Handling:
     regs, mask = cpu.state.regs, (1 << 8 * access.size) - 1
     if access.value is None:
-        data = yield from cpu.machine.port_in(access.port, access.size, 1)
+        data = yield from cpu.machine.accesses.port_in(access.port, access.size, 1)
         keep = 0 if access.size == 4 else regs[RAX] & ~mask
         regs[RAX] = keep | int.from_bytes(data, "little")
     else:
         data = (regs[RAX] & mask).to_bytes(access.size, "little")
-        yield from cpu.machine.port_out(access.port, access.size, data)
+        yield from cpu.machine.accesses.port_out(access.port, access.size, data)
     cpu.advance(access.length)
 
 
@@ -47,12 +47,12 @@ def _string(cpu: Processor, access: PortAccess, *, repeat: bool) -> exits.Handli
     while left:
         count = min(left, exits.DATA_SIZE // access.size)
         if access.value is None:
-            data = yield from cpu.machine.port_in(access.port, access.size, count)
+            data = yield from cpu.machine.accesses.port_in(access.port, access.size, count)
             virtual.write(state.segs[ES].base + (regs[RDI] & mask) & mask, data)
             regs[RDI] = regs[RDI] + len(data) & mask
         else:
             data = virtual.read(state.segs[DS].base + (regs[RSI] & mask) & mask, count * access.size)
-            yield from cpu.machine.port_out(access.port, access.size, data)
+            yield from cpu.machine.accesses.port_out(access.port, access.size, data)
             regs[RSI] = regs[RSI] + len(data) & mask
         left -= count
         if repeat:

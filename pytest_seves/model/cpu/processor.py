@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from ...spec import ghcb as spec
+from ...spec import kvm
 from . import events, exits, intercepts, start
 from .cpuid_view import CpuidView
 from .ghcb import Ghcb
@@ -38,7 +39,10 @@ class Processor:
     """One vCPU of a machine.
 
     :ivar context: its state between turns; None before it has started.
-    :ivar handling: an exit that waits for the VMM.
+    :ivar handling: an exit that waits for the VMM; `asked` is what for.
+    :ivar ended: how every KVM_RUN ends from now on.
+    :ivar entered: it has had a turn; `stale`: it has to start anew from the registers that KVM holds.
+    :ivar absent: its turn has come and its VMM thread has not, for too long.
     """
 
     def __init__(self, machine: Machine, vcpu: Vcpu) -> None:
@@ -56,9 +60,12 @@ class Processor:
         self.asked: exits.Exit | None = None
         self.ended: exits.Exit | None = None
         self.entered = False
+        self.absent = False
         self.stale = True
         self._standing = False
-        self.activity = Activity(vcpu.mp_state) if vcpu.mp_state in (0, 1, 2, 3, 9) else Activity.RUNNABLE
+        self.activity = Activity.RUNNABLE
+        self.set_activity(vcpu.mp_state)
+        self.lapic.base = kvm.SREGS.decode(vcpu.sregs)["apic_base"]
         self.exits = 0
         self.last_rip = 0
         self._sipi: int | None = None
@@ -106,6 +113,11 @@ class Processor:
     def end_turn(self) -> None:
         """Keep the state for the next one."""
         self.context = self.engine.save(self.context)
+
+    def set_activity(self, state: int) -> None:
+        """KVM_SET_MP_STATE; states of SMM and others that the model lacks count as runnable."""
+        known = [activity.value for activity in Activity]
+        self.activity = Activity(state) if state in known else Activity.RUNNABLE
 
     def restart(self) -> None:
         """Start anew from the registers that KVM holds."""
@@ -201,8 +213,7 @@ class Processor:
 
     def exit(self, code: int | None) -> exits.Handling | None:
         """Handle an exit; what is left to do if the VMM has to be asked."""
-        self._standing = True
-        self.last_rip = self.state.eip
+        self.stands()
         if code is None:
             return None
         self.exits += 1
@@ -215,6 +226,11 @@ class Processor:
             self.state.cr[2] = fault.address
             self.machine.events.deliver(events.PAGE_FAULT, fault.error)
             return None
+
+    def stands(self) -> None:
+        """The guest has begun, and is at RIP now."""
+        self._standing = True
+        self.last_rip = self.state.eip
 
     def advance(self, length: int) -> None:
         """The instruction is done."""

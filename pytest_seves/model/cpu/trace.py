@@ -32,7 +32,12 @@ class Trace:
         self.hash = 0
         self.counts: collections.Counter[int] = collections.Counter()
         self.notes: list[str] = []
+        self._at_access: dict[str, object] = {}
         self._last: collections.deque[tuple[int, int, int]] = collections.deque(maxlen=_LAST)
+
+    @property
+    def _hash(self) -> str:
+        return f"{self.hash & (1 << 64) - 1:016x}"
 
     def exit(self, vcpu: int, code: int, rip: int) -> None:
         """An intercept."""
@@ -50,6 +55,10 @@ class Trace:
         self.hash = hash((self.hash, _INTERRUPT, vector))
         self.counts[_INTERRUPT] += 1
 
+    def access(self, now_ns: int) -> None:
+        """The VMM is asked for a port or a register: up to here, two runs can be compared."""
+        self._at_access = {"exits": self.exits, "hash": self._hash, "guest_time_ns": now_ns}
+
     def note(self, text: str) -> None:
         """Something worth a line of its own."""
         self.notes.append(text)
@@ -60,8 +69,9 @@ class Trace:
             "process": machine.vm.supervisor.process_id,
             "sev_es": machine.vm.es,
             "exits": self.exits,
-            "hash": f"{self.hash & (1 << 64) - 1:016x}",
+            "hash": self._hash,
             "guest_time_ns": machine.now_ns,
+            "at_last_access": self._at_access,
             "counts": {f"{code:#x}": count for code, count in sorted(self.counts.items())},
             "vcpus": [processor.describe() for processor in machine.processors.values()],
             "last": [f"vCPU {vcpu} exit {code:#x} at {rip:#x}" for vcpu, code, rip in self._last],

@@ -80,4 +80,4 @@ def test_a_guest_that_never_exits_lets_the_vmm_in() -> None:
     assert machine is not None
     assert [machine.work() for _ in range(3)] == [0, 0, 0]
     assert machine.now_ns > 0
-    assert machine.trace.exits < 5
+    assert machine.trace.exits == 0
