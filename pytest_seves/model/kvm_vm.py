@@ -192,12 +192,16 @@ class Vm:
         return self.set_memory_region(call)
 
     def dirty_log(self, call: Call) -> int:
-        """KVM_GET_DIRTY_LOG: a guest that does not execute dirties nothing."""
+        """KVM_GET_DIRTY_LOG: every page of a guest that has executed, since its writes are not tracked."""
         slot, _, address = struct.unpack("<IIQ", self.supervisor.memory.read(call.argument, 16))
         if slot not in self.slots:
             return -errno.ENOENT
         pages = self.slots[slot][1] // 4096
-        self.supervisor.memory.write(address, bytes((pages + 63) // 64 * 8))
+        words = (pages + 63) // 64
+        bitmap = (
+            bytes(words * 8) if self.machine is None else ((1 << pages) - 1).to_bytes(words * 8, "little")
+        )
+        self.supervisor.memory.write(address, bitmap)
         return 0
 
     # Interrupt controllers, timer, clock

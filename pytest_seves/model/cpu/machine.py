@@ -32,7 +32,7 @@ _EXIT_NS = 5_000
 _BLOCK_NS = 20
 #: How long a vCPU whose turn it is may be away from KVM_RUN before others go on without it.
 _GRACE_S = 1.0
-_IDLE_S = 0.002
+_IDLE_S = 0.01
 _TURNS_BETWEEN_LOOKS = 64
 _CIPHERTEXT_AT_A_LOOK = 8
 _CIPHERTEXT_WHEN_STOPPED = 256

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_seves.model.host import ModelHost
+from pytest_seves.model.host import ModelHost, ModelUnavailable
 from tests.model.cpu import rom
 from tests.model.driving import Guest
 
@@ -173,6 +173,29 @@ def test_busy_firmware_lets_qemu_quit_at_once(launch: Callable[..., Guest]) -> N
     started = time.monotonic()
     assert guest.quit() == 0
     assert time.monotonic() - started < 2
+
+
+def test_host_without_its_engine_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than vCPUs that silently stand still, an error that says what to do."""
+    (tmp_path / "unicorn.py").write_text('__version__ = "9.9"\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModelUnavailable, match=r"needs unicorn 2\.1\.4, here is 9\.9.*:execute=N"):
+        ModelHost.start()
+    ModelHost.start("linux-6.1:execute=N").close()
+
+
+def test_jump_into_nothing_ends_in_an_error(start: Start, tmp_path: Path) -> None:
+    """Code where no memory is: KVM_RUN ends, QEMU says so, and the trace tells where: jmp far 0xd000:0."""
+    image = bytearray(rom.image())
+    image[0xFFF0:0xFFF5] = bytes.fromhex("ea000000d0")
+    file = tmp_path / "nothing.bin"
+    file.write_bytes(image)
+    with ModelHost.start("linux-6.1", tmp_path / "host") as host:
+        guest, _ = start("es", on=host, firmware=f"-bios {file}", vcpus=1)
+        wait_for(lambda: guest("query-status")["status"] == "internal-error", lambda: guest("query-status"))
+        assert guest.quit() == 0
+        (trace,) = traces(host, 1)
+    assert trace["notes"] == ["vCPU 0: triple fault"]
 
 
 def test_model_without_execution_stands_still(start: Start) -> None:
