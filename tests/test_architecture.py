@@ -44,7 +44,7 @@ BARE_PARTS: dict[str, set[str]] = {
     "errors": set(),
     "measurement": {"cryptography"},  # the guest owner's keys
     "evidence": set(),
-    "model": {"cryptography"},
+    "model": {"cryptography", "unicorn"},
 }
 #: Keyword arguments that Python 3.9 does not know, by the function that takes them.
 NEWER_KEYWORDS = {"dataclass": {"slots", "kw_only"}, "field": {"kw_only"}, "zip": {"strict"}}

@@ -136,6 +136,11 @@ class Firmware:
         _require(asid not in self._dirty_asids, FirmwareStatus.DFFLUSH_REQUIRED)
         guest.asid = asid
 
+    def memory_key(self, asid: int) -> bytes:
+        """The key that the memory controller uses for an ASID; one that nobody knows if it is not bound."""
+        keys = [guest.key for guest in self.guests.values() if guest.asid == asid]
+        return keys[0] if keys else self._random(encryption.KEY_SIZE)
+
     def launch_update_data(self, handle: int, address: int, data: bytes) -> bytes:
         """Measure and encrypt guest memory; returns the ciphertext."""
         guest = self._guest(handle, GuestState.LUPDATE)

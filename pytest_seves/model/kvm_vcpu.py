@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A vCPU descriptor: Linux 6.1 arch/x86/kvm/x86.c kvm_arch_vcpu_ioctl(), and KVM_RUN.
 
-KVM_RUN parks: the guest is one that loops for ever, so KVM_RUN ends only when the VMM kicks the thread.
+KVM_RUN is left unanswered while the guest executes (cpu/). With ``:execute=N`` the guest is one that loops
+for ever, and KVM_RUN ends only when the VMM kicks the thread.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Vcpu:
     """One virtual CPU.
 
     :ivar vmsa: the encrypted save area, once LAUNCH_UPDATE_VMSA has made it: the vCPU's state is protected.
+    :ivar vmsa_address: where that lies in the host's memory, by which its encryption is tweaked.
     :ivar run: our mapping of its kvm_run page.
+    :ivar waiting: the KVM_RUN that is not answered yet.
     """
 
     requests: ClassVar[Mapping[int, Callable[..., int | None]]]
@@ -49,6 +52,8 @@ class Vcpu:
         self.vm = vm
         self.identifier = identifier
         self.vmsa: bytes | None = None
+        self.vmsa_address = 0
+        self.waiting: int | None = None
         self.guest_debug = False
         self.regs = vcpu_reset.REGS
         self.sregs = vcpu_reset.sregs(bootstrap=identifier == 0)
@@ -112,6 +117,20 @@ class Vcpu:
         hidden = self.vm.has_protected_state
         return 0 if hidden else self.profile.capability(kvm.KVM_CAP_SYNC_REGS)
 
+    @property
+    def in_kvm_run(self) -> bool:
+        """Whether a thread of the VMM is in KVM_RUN."""
+        return self.waiting is not None
+
+    def leave(self, result: int) -> None:
+        """End KVM_RUN."""
+        identifier, self.waiting = self.waiting, None
+        if identifier is None:
+            return
+        if self.vm.machine is not None:
+            self.vm.machine.leaving(stopped=result == -errno.EINTR)
+        self.vm.supervisor.answer(identifier, result)
+
     def interrupted(self) -> None:
         """KVM_RUN ends with EINTR."""
         self._write_run(_RUN_EXIT_REASON, "<I", _EXIT_INTR)
@@ -127,13 +146,26 @@ class Vcpu:
 
     def get_regs(self, call: Call) -> int:
         """KVM_GET_REGS; of a protected vCPU KVM's shadow, which only VMGEXITs change."""
+        self._bring_back()
         self.memory.write(call.argument, self.regs)
         return 0
 
+    def _bring_back(self) -> None:
+        """Registers as they are in the CPU, unless they are in a save area that nobody can read."""
+        if self.vm.machine is not None and not self.protected:
+            self.vm.machine.bring_back(self)
+
     def set_regs(self, call: Call) -> int:
         """KVM_SET_REGS."""
-        self.regs = self.memory.read(call.argument, call.size)
+        raw = self.memory.read(call.argument, call.size)
+        if raw != self.regs:
+            self.regs = raw
+            self._registers_set()
         return 0
+
+    def _registers_set(self) -> None:
+        if self.vm.machine is not None and not self.protected:
+            self.vm.machine.restart(self)
 
     def get_sregs(self, call: Call) -> int:
         """KVM_GET_SREGS: of a protected vCPU only CR0, CR4, CR8, EFER and APIC base are known."""
@@ -147,6 +179,7 @@ class Vcpu:
 
     def _visible_sregs(self) -> bytes:
         if not self.protected:
+            self._bring_back()
             return self.sregs
         out = bytearray(len(self.sregs))
         out[_CONTROL] = self.sregs[_CONTROL]
@@ -171,8 +204,9 @@ class Vcpu:
         if self.protected:
             base = raw[_APIC_BASE : _APIC_BASE + 8]
             self.sregs = self.sregs[:_APIC_BASE] + base + self.sregs[_APIC_BASE + 8 :]
-        else:
+        elif raw != self.sregs:
             self.sregs = raw
+            self._registers_set()
         return 0
 
     def get_debugregs(self, call: Call) -> int:
@@ -244,6 +278,8 @@ class Vcpu:
 
     def get_mp_state(self, call: Call) -> int:
         """KVM_GET_MP_STATE."""
+        if self.vm.machine is not None:
+            self.mp_state = self.vm.machine.activity(self)
         self.memory.write(call.argument, struct.pack("<I", self.mp_state))
         return 0
 
@@ -253,6 +289,8 @@ class Vcpu:
         if state and not self.vm.in_kernel_lapic:
             return -errno.EINVAL
         self.mp_state = state
+        if self.vm.machine is not None:
+            self.vm.machine.set_activity(self)
         return 0
 
     def enable_capability(self, call: Call) -> int:
@@ -264,6 +302,8 @@ class Vcpu:
         """KVM_SET_LAPIC, kept as given."""
         if not self.vm.in_kernel_lapic:
             return -errno.EINVAL
+        if self.vm.machine is not None:
+            self.vm.machine.reset_lapic(self)
         return self.keep(call)
 
     def get_lapic(self, call: Call) -> int:
@@ -333,6 +373,7 @@ Vcpu.requests = {
     kvm.KVM_GET_TSC_KHZ: Vcpu.get_tsc_khz,
     kvm.KVM_SET_GUEST_DEBUG: Vcpu.set_guest_debug,
     kvm.KVM_SMI: Vcpu.smi,
+    kvm.KVM_NMI: lambda vcpu, _: vcpu.vm.nmi(vcpu),
     kvm.KVM_GET_MP_STATE: Vcpu.get_mp_state,
     kvm.KVM_SET_MP_STATE: Vcpu.set_mp_state,
     kvm.KVM_ENABLE_CAP: Vcpu.enable_capability,
@@ -344,7 +385,6 @@ Vcpu.requests = {
     **dict.fromkeys(
         (
             kvm.KVM_INTERRUPT,
-            kvm.KVM_NMI,
             kvm.KVM_SET_SIGNAL_MASK,
             kvm.KVM_SET_NESTED_STATE,
             kvm.KVM_SET_VAPIC_ADDR,

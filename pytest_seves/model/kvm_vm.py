@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A VM descriptor: Linux 6.1 virt/kvm/kvm_main.c kvm_vm_ioctl() and x86.c kvm_arch_vm_ioctl().
 
-Interrupt controllers, timer and routing keep what they are told and give it back; nothing is delivered,
-since the guest does not execute.
+Interrupt lines and messages reach the local APICs of a guest that executes; routing, timer and the state
+of the controllers are kept as they are told and given back.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from .kvm_vcpu import Vcpu
 from .sev_guest import SevGuest
 
 if TYPE_CHECKING:
+    from .cpu.machine import Machine
     from .supervisor import Call, GuestSupervisor
 
 _CHIP_SIZE = 512
 _CHIPS = 3  # PIC master, PIC slave, IOAPIC
+_PIT_PIN = 2  # the default route of GSI 0
 _CLOCK = struct.Struct("<QII Q Q 16x")
 _CAP_USER_MEMORY2 = 231
 _MEM_LOG_DIRTY_PAGES = 1 << 0
@@ -40,6 +42,7 @@ class Vm:
         self.vm_type = vm_type
         self.vcpus: dict[int, Vcpu] = {}
         self.sev: SevGuest | None = None
+        self.machine: Machine | None = None
         self.slots: dict[int, tuple[int, int, int, int]] = {}
         self.in_kernel_lapic = False
         self._irqchip = False
@@ -49,11 +52,40 @@ class Vm:
 
     def closed(self) -> None:
         """The last descriptor is gone: the guest is deactivated and decommissioned, its ASID freed."""
+        if self.machine is not None:
+            self.supervisor.machines.remove(self.machine)
+            self.machine.close()
+            self.machine = None
         if self.sev is not None:
             self.sev.release()
             self.sev = None
         for thread in [t for t, vcpu in self.supervisor.vcpu_of_thread.items() if vcpu.vm is self]:
             del self.supervisor.vcpu_of_thread[thread]
+
+    def execute(self, vcpu: Vcpu) -> None:
+        """A vCPU is in KVM_RUN: let the guest go on. The CPUs are made when first needed."""
+        if self.machine is None:
+            from .cpu.machine import Machine
+
+            self.machine = Machine(self, self.sev.memory_key() if self.sev is not None else None)
+            self.supervisor.machines.append(self.machine)
+        self.machine.add(vcpu)
+
+    def nmi(self, vcpu: Vcpu) -> int:
+        """KVM_NMI on a vCPU."""
+        if self.machine is not None:
+            self.machine.nmi(vcpu)
+        return 0
+
+    @property
+    def in_kernel_irqchip(self) -> bool:
+        """PIC and IOAPIC are KVM's."""
+        return self._irqchip
+
+    @property
+    def in_kernel_pit(self) -> bool:
+        """The timer is KVM's."""
+        return self._pit
 
     @property
     def es(self) -> bool:
@@ -163,12 +195,16 @@ class Vm:
         return self.set_memory_region(call)
 
     def dirty_log(self, call: Call) -> int:
-        """KVM_GET_DIRTY_LOG: a guest that does not execute dirties nothing."""
+        """KVM_GET_DIRTY_LOG: every page of a guest that has executed, since its writes are not tracked."""
         slot, _, address = struct.unpack("<IIQ", self.supervisor.memory.read(call.argument, 16))
         if slot not in self.slots:
             return -errno.ENOENT
         pages = self.slots[slot][1] // 4096
-        self.supervisor.memory.write(address, bytes((pages + 63) // 64 * 8))
+        words = (pages + 63) // 64
+        bitmap = (
+            bytes(words * 8) if self.machine is None else ((1 << pages) - 1).to_bytes(words * 8, "little")
+        )
+        self.supervisor.memory.write(address, bitmap)
         return 0
 
     # Interrupt controllers, timer, clock
@@ -196,12 +232,21 @@ class Vm:
 
     def irq_line(self, call: Call) -> int:
         """KVM_IRQ_LINE and KVM_IRQ_LINE_STATUS; with a split irqchip the routes lead to the LAPICs."""
-        self.supervisor.memory.read(call.argument, 8)
+        gsi, level = struct.unpack("<II", self.supervisor.memory.read(call.argument, 8))
         if not self.in_kernel_lapic:
             return -errno.ENXIO
+        if self.machine is not None and self._irqchip:
+            self.machine.devices.set_line(gsi or _PIT_PIN, bool(level))
         if call.request == kvm.KVM_IRQ_LINE_STATUS:
             self.supervisor.memory.write(call.argument, struct.pack("<i", 1))
         return 0
+
+    def signal_msi(self, call: Call) -> int:
+        """KVM_SIGNAL_MSI: how many local APICs took it."""
+        low, high, data = struct.unpack_from("<III", self.supervisor.memory.read(call.argument, call.size))
+        if not self.in_kernel_lapic:
+            return -errno.EINVAL
+        return self.machine.devices.message(high << 32 | low, data) if self.machine is not None else 0
 
     def set_boot_cpu(self, _: Call) -> int:
         """KVM_SET_BOOT_CPU_ID."""
@@ -269,6 +314,7 @@ Vm.requests = {
     kvm.KVM_SET_IRQCHIP: Vm.set_irqchip,
     kvm.KVM_IRQ_LINE: Vm.irq_line,
     kvm.KVM_IRQ_LINE_STATUS: Vm.irq_line,
+    kvm.KVM_SIGNAL_MSI: Vm.signal_msi,
     kvm.KVM_SET_BOOT_CPU_ID: Vm.set_boot_cpu,
     kvm.KVM_GET_CLOCK: Vm.get_clock,
     kvm.KVM_GET_PIT2: Vm.get_pit,
@@ -286,7 +332,6 @@ Vm.requests = {
             kvm.KVM_IRQFD,
             kvm.KVM_IOEVENTFD,
             kvm.KVM_SET_CLOCK,
-            kvm.KVM_SIGNAL_MSI,
             kvm.KVM_SET_PMU_EVENT_FILTER,
             kvm.KVM_X86_SET_MSR_FILTER,
             kvm.KVM_CLEAR_DIRTY_LOG,

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import cpuid, process_tree, seccomp, sshd
+from .cpu import engine
 from .platform import Platform
 from .profiles import resolve
 
@@ -102,6 +103,8 @@ def _run(options: argparse.Namespace, wakeup: socket.socket) -> None:
     directory: Path = options.directory
     user = sshd.check_user()
     sshd.prepare_as_root()
+    if resolve(options.profile).execute:
+        engine.check()
     ebx = cpuid.published_encryption_ebx()
     controller = os.pidfd_open(os.getppid())
     platform = _start_platform(options.profile, directory)
@@ -153,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.dup2(log, 2)
     try:
         _run(options, wakeup)
-    except (sshd.ModelUnavailable, OSError, subprocess.CalledProcessError) as error:
+    except (sshd.ModelUnavailable, engine.EngineUnavailable, OSError, subprocess.CalledProcessError) as error:
         print(json.dumps({"error": str(error)}), flush=True)
     finally:
         process_tree.end_descendants()

@@ -78,6 +78,7 @@ class Platform:
             "asid_allocate": self._asid_allocate,
             "asid_release": self._asid_release,
             "asid_usage": self._asid_usage,
+            "memory_key": self._memory_key,
             "PLATFORM_STATUS": lambda *_: ({}, self.firmware.platform_status()),
             "PDH_CERT_EXPORT": self._pdh_cert_export,
             "GET_ID": lambda _, values, __: ({}, self.firmware.get_id(values["length"])),
@@ -197,6 +198,10 @@ class Platform:
     def _asid_usage(self, *_: object) -> Result:
         self._drop_dead()
         return {"sev": self.pool.in_use(es=False), "sev_es": self.pool.in_use(es=True)}, b""
+
+    def _memory_key(self, _: Client, values: Values, __: bytes) -> Result:
+        """What ACTIVATE put into the memory controller's slot for an ASID."""
+        return {}, self.firmware.memory_key(values["asid"])
 
     def _flush(self) -> None:
         self.firmware.df_flush()

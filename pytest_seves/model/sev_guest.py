@@ -82,6 +82,11 @@ class SevGuest:
         self._supervisor.platform.request("asid_release", asid=self.asid)
         self.active = False
 
+    def memory_key(self) -> bytes:
+        """The key that the memory controller has for the guest's ASID."""
+        _, key = self._supervisor.platform.request("memory_key", asid=self.asid)
+        return key
+
     def register_region(self, address: int) -> int:
         """Pin guest memory."""
         start, size = struct.unpack("<QQ", self._supervisor.memory.read(address, 16))
@@ -211,6 +216,7 @@ class SevGuest:
         done = len(encrypted) // VMSA_PAGE_SIZE
         for number in range(done):
             vcpus[number].vmsa = encrypted[number * VMSA_PAGE_SIZE :][:VMSA_PAGE_SIZE]
+            vcpus[number].vmsa_address = addresses[number]
         self._error = answer["status"]
         return done
 

@@ -14,7 +14,7 @@ import select
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from . import baton, bpf, process_tree, seccomp
 from .kvm_system import SystemDevice
@@ -25,6 +25,9 @@ from .profiles import Profile
 from .served import may_be_modelled
 from .sev_device import SevDevice
 from .wire import Disconnected
+
+if TYPE_CHECKING:
+    from .cpu.machine import Machine
 
 
 class Call:
@@ -77,23 +80,25 @@ class GuestSupervisor:
         self.memory = TargetMemory(memory)
         self.devices: dict[int, Device] = {}
         self.vcpu_of_thread: dict[int, Vcpu] = {}
-        self._parked: dict[int, int] = {}
-        self._directory = directory
+        self.directory = directory
+        self.process_id = process_id
+        self.machines: list[Machine] = []
         self._listener = listener
         self._channel = channel
         self._process = process
-        self._process_id = process_id
         self._threads: set[int] = set()
         self._unknown: set[tuple[type, int]] = set()
         self._platform: PlatformClient | None = None
         self._ends: dict[int, tuple[socket.socket, int, Device]] = {}
         self._epoll = select.epoll()
+        self._buffer = bytearray(seccomp.NOTIFICATION.size)
+        self._ended = False
 
     @property
     def platform(self) -> PlatformClient:
         """The firmware and the ASID pool, connected at first use."""
         if self._platform is None:
-            self._platform = PlatformClient(self._directory, (self.memory.descriptor, self._process))
+            self._platform = PlatformClient(self.directory, (self.memory.descriptor, self._process))
         return self._platform
 
     def run(self) -> None:
@@ -110,26 +115,44 @@ class GuestSupervisor:
                 raise
 
     def _serve(self) -> None:
-        buffer = bytearray(seccomp.NOTIFICATION.size)
-        channel, listener = self._channel.fileno(), self._listener.descriptor
-        self._epoll.register(channel, select.EPOLLIN)
+        self._epoll.register(self._channel.fileno(), select.EPOLLIN)
         self._epoll.register(self._process, select.EPOLLIN)
-        while True:
-            for descriptor, _ in self._epoll.poll():
-                if descriptor == listener:
-                    if self._listener.receive(buffer):
-                        self._sort(buffer)
-                    elif not self._listener.alive():
-                        self._epoll.unregister(listener)
-                elif descriptor == channel:
-                    message = self._channel.recv(baton.MESSAGE_SIZE)
-                    if not message:
-                        return
+        while not self._ended:
+            self._step(self._execute())
+        for machine in self.machines:
+            machine.close()
+
+    def _execute(self) -> float | None:
+        """One turn of each VM; seconds until the next, None if something has to happen first."""
+        waits = [machine.work() for machine in self.machines]
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def serve_until(self, vcpu: Vcpu) -> bool:
+        """Serve while one vCPU's exit is with the VMM; False if the VMM has gone meanwhile."""
+        while not vcpu.in_kvm_run:
+            if self._ended:
+                return False
+            self._step(None)
+        return True
+
+    def _step(self, timeout_s: float | None) -> None:
+        listener = self._listener.descriptor
+        for descriptor, _ in self._epoll.poll(timeout_s):
+            if descriptor == listener:
+                if self._listener.receive(self._buffer):
+                    self._sort(self._buffer)
+                elif not self._listener.alive():
+                    self._epoll.unregister(listener)
+            elif descriptor == self._channel.fileno():
+                message = self._channel.recv(baton.MESSAGE_SIZE)
+                if message:
                     self._told(message)
-                elif descriptor == self._process:
-                    return
                 else:
-                    self._closed(descriptor)
+                    self._ended = True
+            elif descriptor == self._process:
+                self._ended = True
+            else:
+                self._closed(descriptor)
 
     def _told(self, message: bytes) -> None:
         if message == baton.TAKE:
@@ -153,14 +176,14 @@ class GuestSupervisor:
                 return
             ours = False
         else:
-            ours = number == bpf.NR_TGKILL and fields[6] & 0xFFFFFFFF == self._process_id
+            ours = number == bpf.NR_TGKILL and fields[6] & 0xFFFFFFFF == self.process_id
         if ours:
             self._handle(fields)
         else:
             self._channel.send(notification)
 
     def _learn(self, thread: int) -> bool:
-        if process_tree.thread_group(thread) != self._process_id:
+        if process_tree.thread_group(thread) != self.process_id:
             return False
         self._threads.add(thread)
         return True
@@ -252,7 +275,13 @@ class GuestSupervisor:
 
     def park(self, call: Call, vcpu: Vcpu) -> None:
         """Leave KVM_RUN unanswered: the guest is executing."""
-        self._parked[call.thread] = call.identifier
+        vcpu.waiting = call.identifier
+        if self.profile.execute:
+            vcpu.vm.execute(vcpu)
+
+    def answer(self, identifier: int, result: int) -> None:
+        """End a call that was left unanswered."""
+        self._listener.answer(identifier, result)
 
     def _kick(self, identifier: int, thread: int) -> int | None:
         """SIGUSR1 to a vCPU's thread ends its KVM_RUN, or the next one.
@@ -264,10 +293,9 @@ class GuestSupervisor:
         if vcpu is None:
             self._listener.let_through(identifier)
             return None
-        parked = self._parked.pop(thread, None)
-        if parked is None:
-            vcpu.request_immediate_exit()
-        else:
+        if vcpu.in_kvm_run:
             vcpu.interrupted()
-            self._listener.answer(parked, -errno.EINTR)
+            vcpu.leave(-errno.EINTR)
+        else:
+            vcpu.request_immediate_exit()
         return 0

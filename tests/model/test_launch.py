@@ -137,7 +137,7 @@ def test_running_guest_answers_stop_and_continue(launch: Launch) -> None:
 
 def test_protected_registers_show_nothing(launch: Launch) -> None:
     """Segments and CR3 of a protected vCPU read as zero, CR0 as KVM tracks it (the legacy VM type)."""
-    text = launch()("human-monitor-command", **{"command-line": "info registers"})
+    text = launch(extra="-S")("human-monitor-command", **{"command-line": "info registers"})
     assert "CS =0000 00000000 00000000 00000000" in text
     assert "CR0=60000010" in text
     assert "FCW=0000" in text

@@ -60,6 +60,12 @@ class Profile:
     :param xss_hidden: IA32_XSS is one of them.
     :param vmsa_twice: a second LAUNCH_UPDATE_VMSA is passed on to the firmware.
     :param smi_on_es: KVM_SMI on an ES vCPU succeeds.
+    :param execute: guest code executes in KVM_RUN; else a vCPU stands still until it is kicked.
+    :param shutdown_exit: a SEV-ES guest's triple fault is KVM_EXIT_SHUTDOWN, not a failure of KVM_RUN
+        (bc3d7c5570a0, 6.7).
+    :param sev_term_event: a requested termination is KVM_EXIT_SYSTEM_EVENT, not a failure of KVM_RUN
+        (c24a950ec7d6, 5.19).
+    :param ghcb_2: KVM answers what version 2 of the GHCB protocol added (6.11).
     :param memlock: pinning guest memory counts against RLIMIT_MEMLOCK (off: see README.md).
 
     No kernel has what follows; each makes this one wrong in one way, so that a check can be seen to fail.
@@ -123,6 +129,10 @@ class Profile:
     vmsa_twice: bool = True
     smi_on_es: bool = True
     memlock: bool = False
+    execute: bool = True
+    shutdown_exit: bool = False
+    sev_term_event: bool = True
+    ghcb_2: bool = False
     wrong_init_after_vcpu: bool = False
     wrong_init_twice: bool = False
     wrong_init_any_type: bool = False

@@ -40,4 +40,6 @@ PROFILE = replace(
     fpu_protected_at_creation=False,
     msrs_hidden=True,
     vmsa_twice=False,
+    shutdown_exit=True,
+    ghcb_2=True,
 )

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Accesses that leave the CPU: ports and what is not memory, for KVM's own devices or for the VMM."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import exits
+
+if TYPE_CHECKING:
+    from .machine import Machine
+
+_MMIO_WINDOW = 0x60_0000_0000
+
+
+class Accesses:
+    """Those of one VM."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        machine.engine.map_mmio(_MMIO_WINDOW, self._mmio_read_now, self._mmio_write_now)
+
+    def port_in(self, port: int, size: int, count: int) -> exits.Reading:
+        """Read a port, of KVM's own devices or the VMM's."""
+        data = self._machine.devices.port_read(port, size, count)
+        if data is not None:
+            return data
+        return (yield exits.PortIo(port, size, count, None))
+
+    def port_out(self, port: int, size: int, data: bytes) -> exits.Handling:
+        """Write a port."""
+        if not self._machine.devices.port_write(port, size, data):
+            yield exits.PortIo(port, size, len(data) // size, data)
+
+    def mmio_read(self, gpa: int, size: int) -> exits.Reading:
+        """Read what is not memory, in pieces of at most 8 bytes."""
+        out = b""
+        while len(out) < size:
+            at, length = gpa + len(out), min(size - len(out), 8)
+            data = self._machine.devices.mmio_read(at, length)
+            out += data if data is not None else (yield exits.Mmio(at, length, None))
+        return out
+
+    def mmio_write(self, gpa: int, data: bytes) -> exits.Handling:
+        """Write what is not memory."""
+        for done in range(0, len(data), 8):
+            piece = data[done : done + 8]
+            if not self._machine.devices.mmio_write(gpa + done, piece):
+                yield exits.Mmio(gpa + done, len(piece), piece)
+
+    def map_mmio(self, gpa: int) -> None:
+        """An instruction of a guest without SEV-ES accesses what is not memory: let the engine decode it.
+
+        The page is mapped to a window whose accesses call us in the middle of the instruction.
+        """
+        self._machine.memory.paging.map(
+            False, gpa & -0x1000, _MMIO_WINDOW + (gpa & 0xFFFFF000), writable=True
+        )
+        if self._machine.memory.encrypted:
+            self._machine.memory.paging.map(
+                True, gpa & -0x1000, _MMIO_WINDOW + (gpa & 0xFFFFF000), writable=True
+            )
+
+    def _mmio_read_now(self, offset: int, size: int) -> int:
+        data = self._complete(self.mmio_read(offset, size))
+        return int.from_bytes(data or b"", "little")
+
+    def _mmio_write_now(self, offset: int, size: int, value: int) -> None:
+        self._complete(self.mmio_write(offset, (value & (1 << 8 * size) - 1).to_bytes(size, "little")))
+
+    def _complete(self, handling: exits.Reading | exits.Handling) -> bytes | None:
+        """Drive a handling to its end here and now, serving the VMM meanwhile."""
+        processor = self._machine.current
+        self._machine.in_instruction = True
+        try:
+            reason = next(handling)
+            while True:
+                self._machine.leave(processor, reason)
+                if not self._machine.vm.supervisor.serve_until(processor.vcpu):
+                    return None
+                self._machine.look()
+                reason = handling.send(reason.result(processor.vcpu.run))
+        except StopIteration as end:
+            result: bytes | None = end.value
+            return result
+        finally:
+            self._machine.in_instruction = False

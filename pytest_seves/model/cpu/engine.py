@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""unicorn as one SVM CPU that all vCPUs of a VM take turns on.
+
+A vCPU enters the guest once, by a real VMRUN from a VMCB (which gives it any hidden segment state), and stays
+there: each intercept stops emulation before its instruction, and resuming goes on in guest mode. What a vCPU
+is between two turns is a copy of unicorn's CPU context. One engine, not one for each vCPU, so that code which
+one vCPU writes is translated anew for the others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from . import vmcb
+from .layout import CS, HF_CS64, HF_IOBPT, RAX, RCX, RDI, RSI, State, array_at, find_state, peek
+from .native import NO_EXIT, Hooks
+
+#: The hidden state's layout and the intercepts' behaviour are this release's.
+UNICORN_RELEASE = "2.1.4"
+
+# The engine's own physical memory. Guest memory is placed elsewhere by nested page tables.
+PRIVATE_BASE = 0x70_0000_0000
+PRIVATE_SIZE = 0x400_0000
+_VMCB, _HOST_SAVE, _STUB, _IOPM, _MSRPM = (PRIVATE_BASE + at for at in (0, 0x1000, 0x2000, 0x4000, 0x8000))
+TABLES = PRIVATE_BASE + 0x10000
+
+_ENTRY = bytes.fromhex("0f01da0f01d8f4")  # vmload; vmrun; hlt
+_NEVER = 0xFFFF_FFFF_FFFF_FFF0
+_PAT_RESET = 0x0007040600070406
+_DR_AFTER_PAT = 120  # bytes from CPUX86State.pat to .dr
+_ERROR_AFTER_PAT = 104
+_VIRQ = 0x100  # CPU_INTERRUPT_VIRQ
+_BEFORE_STATE = 0x10000
+_IO_BREAKPOINT = 0x20402  # DR7: breakpoint 0 on I/O
+_MSR_EFER, _MSR_HSAVE = 0xC0000080, 0xC0010117
+#: Not intercepted: the guest reaches these registers by itself.
+_PASSED_THROUGH = (0x174, 0x175, 0x176, 0x277, *range(0xC0000081, 0xC0000085), *range(0xC0000100, 0xC0000103))
+
+
+class EngineUnavailable(RuntimeError):
+    """Guest code cannot execute here; the text says why and what to do."""
+
+
+class EngineFailure(Exception):
+    """The engine gave up in the middle of guest code."""
+
+
+class PortAccess(NamedTuple):
+    """An IN or OUT that was executed by the engine and then taken back. `value` is None for IN."""
+
+    port: int
+    size: int
+    value: int | None
+    length: int
+
+
+class Engine:
+    """One VM's CPU.
+
+    :raise EngineUnavailable: unicorn is missing, of another release, or not as it was.
+    """
+
+    def __init__(self) -> None:
+        self.uc: Any = _open()
+        self._memory = mmap.mmap(-1, PRIVATE_SIZE)
+        self._anchors: list[Any] = []
+        self.map(PRIVATE_BASE, self._memory)
+        self._find_hidden_state()
+        self._hooks = self._add_hooks()
+        self.control = self._hooks.control
+        self._io: tuple[tuple[int, ...], int, int, int | None] | None = None
+        self._prepare_host()
+        self._host = self.uc.context_save()
+        self._find_interrupt_request()
+
+    # Running
+
+    def run(self, budget: int) -> int | None:
+        """Execute until an exit or the end of `budget` blocks.
+
+        :return: the exit code, or None: the budget is used up and the vCPU stands before a block.
+        """
+        control, state = self.control, self.state
+        control.budget, control.number = budget, NO_EXIT
+        state.hflags |= HF_IOBPT
+        try:
+            self.uc.emu_start(state.eip, _NEVER)
+        except self._error_type as error:
+            raise EngineFailure(f"at {state.eip:#x}: {error}") from None
+        if control.number == NO_EXIT:
+            control.budget += 1  # the block that did not fit has not executed
+            mask = (1 << 64) - 1 if state.hflags & HF_CS64 else 0xFFFFFFFF
+            state.eip = control.address - state.segs[CS].base & mask
+            return None
+        if control.number < 0x100:
+            return -control.number  # INT n, which has executed
+        return control.number - 0x100
+
+    def used(self, budget: int) -> int:
+        """Blocks executed by the last run."""
+        return budget - max(self.control.budget, 0)
+
+    def taken_back(self) -> PortAccess | None:
+        """The port access that this #DB followed, undone; None for any other #DB."""
+        if self._io is None:
+            return None
+        (eip, rax, rsi, rdi, rcx, dr0, dr7), port, size, value = self._io
+        self._io = None
+        state = self.state
+        access = PortAccess(port, size, value, state.eip - eip)
+        state.eip, state.regs[RAX], state.regs[RSI], state.regs[RDI], state.regs[RCX] = (
+            eip,
+            rax,
+            rsi,
+            rdi,
+            rcx,
+        )
+        self.debug[0], self.debug[7] = dr0, dr7
+        return access
+
+    @property
+    def exit_information(self) -> int:
+        """EXITINFO1."""
+        return int(self._error.value)
+
+    @property
+    def exit_address(self) -> int:
+        """EXITINFO2: the guest physical address of a nested page fault, CR2 of a page fault."""
+        return int(struct.unpack_from("<Q", self._memory, vmcb.EXIT_INFO_2)[0])
+
+    def want_interrupt_window(self, wanted: bool) -> None:
+        """Exit with VINTR as soon as the guest can take an interrupt."""
+        value = self._request.value & ~_VIRQ
+        self._request.value = value | (_VIRQ if wanted else 0)
+
+    def flush_tlb(self) -> None:
+        """Forget translations, after a change of page tables or of vCPU."""
+        self.uc.ctl(self._tlb_flush, 1)
+
+    # Switching
+
+    def save(self, context: Any) -> Any:
+        """The vCPU's state, into `context` if there is one."""
+        if context is None:
+            return self.uc.context_save()
+        self.uc.context_update(context)
+        return context
+
+    def restore(self, context: Any) -> None:
+        """Make another vCPU the current one."""
+        self.uc.context_restore(context)
+        self._request.value = 0
+        self.flush_tlb()
+
+    def enter(self, nested_cr3: int, values: Mapping[str, Any], intercepts: Mapping[str, int]) -> None:
+        """Make the current vCPU one that starts with `values`, names as in the save area, at the next run.
+
+        :param intercepts: CR and DR intercept words, exceptions always being intercepted.
+        """
+        self.restore(self._host)
+        memory = self._memory
+        memory[0:0x1000] = bytes(0x1000)
+        instructions = sum(1 << code - 0x60 for code in vmcb.INSTRUCTIONS)
+        struct.pack_into("<II", memory, vmcb.INTERCEPT_CR, intercepts["cr"], intercepts["dr"])
+        struct.pack_into("<IQ", memory, vmcb.INTERCEPT_EXCEPTIONS, 0xFFFFFFFF, instructions)
+        struct.pack_into("<QQ", memory, vmcb.IOPM_BASE, _IOPM, _MSRPM)
+        struct.pack_into("<II", memory, vmcb.GUEST_ASID, 1, 0)
+        int_ctl = vmcb.V_IGNORE_TPR | vmcb.V_INTR_MASKING | values.get("v_irq", 0)
+        struct.pack_into("<Q", memory, vmcb.INT_CTL, int_ctl)
+        struct.pack_into("<Q", memory, vmcb.NESTED_CTL, 1)
+        struct.pack_into("<Q", memory, vmcb.NESTED_CR3, nested_cr3)
+        for name, offset in vmcb.SEGMENTS.items():
+            segment = values[name]
+            words = (segment.get(key, 0) for key in ("selector", "attrib", "limit", "base"))
+            struct.pack_into("<HHIQ", memory, offset, *words)
+        for name, offset in vmcb.SAVED.items():
+            struct.pack_into("<Q", memory, offset, values[name])
+        memory[vmcb.CPL] = values["cpl"]
+        for index, name in enumerate(("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi")):
+            self.state.regs[index] = values[name]
+        for index in range(8, 16):
+            self.state.regs[index] = values[f"r{index}"]
+        self.state.regs[RAX] = _VMCB
+        self.state.eip = _STUB
+
+    # Memory
+
+    def map(self, address: int, memory: mmap.mmap) -> None:
+        """Make `memory` the engine's physical memory at `address`."""
+        anchor = ctypes.c_char.from_buffer(memory)
+        self._anchors.append(anchor)
+        self.uc.mem_map_ptr(address, len(memory), 7, ctypes.addressof(anchor))
+
+    def map_mmio(
+        self, address: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
+    ) -> None:
+        """4 GiB at `address` whose accesses call us: (offset, size) and (offset, size, value)."""
+        self.uc.mmio_map(
+            address,
+            1 << 32,
+            lambda _, offset, size, __: read(offset, size),
+            None,
+            lambda _, offset, size, value, __: write(offset, size, value),
+            None,
+        )
+
+    def write_table(self, address: int, *entries: int) -> None:
+        """Entries of a nested page table."""
+        struct.pack_into(f"<{len(entries)}Q", self._memory, address - PRIVATE_BASE, *entries)
+
+    def read_table(self, address: int) -> int:
+        """One entry of a nested page table."""
+        return int(struct.unpack_from("<Q", self._memory, address - PRIVATE_BASE)[0])
+
+    def forget_code(self, address: int, size: int) -> None:
+        """Memory was changed from outside: translate it anew."""
+        self.uc.ctl_remove_cache(address, address + size)
+
+    # Registers that unicorn does not keep as they are read
+
+    def write_register(self, name: str, value: Any) -> None:
+        """By unicorn's name for it."""
+        self.uc.reg_write(_register(name), value)
+
+    def read_register(self, name: str) -> int:
+        """By unicorn's name for it."""
+        return int(self.uc.reg_read(_register(name)))
+
+    # Setting up
+
+    def _find_hidden_state(self) -> None:
+        magic = [int.from_bytes(os.urandom(7), "little") for _ in range(4)]
+        for name, value in zip(("RAX", "RCX", "RDX", "RBX"), magic, strict=True):
+            self.write_register(name, value)
+        address = find_state(int(self.uc._uch.value), struct.pack("<4Q", *magic))
+        if address is None:
+            raise EngineUnavailable(_not_as_it_was("the CPU's state was not found"))
+        self.state = array_at(State, address)
+        self._address = address
+        self.write_register("MSR", (_MSR_EFER, 0x1500))
+        self.write_register("CR4", 0x220)
+        if (self.state.efer, self.state.cr[4]) != (0x1500, 0x220):
+            raise EngineUnavailable(_not_as_it_was("EFER and CR4 are elsewhere"))
+        pat = peek(address, 0x4000).find(struct.pack("<Q", _PAT_RESET))
+        self.debug = array_at(ctypes.c_uint64 * 8, address + pat + _DR_AFTER_PAT)
+        self._error = array_at(ctypes.c_uint32, address + pat + _ERROR_AFTER_PAT)
+        if pat < 0 or self.debug[6] != 0xFFFF0FF0 or self.debug[7] != 0x400:
+            raise EngineUnavailable(_not_as_it_was("the debug registers are elsewhere"))
+
+    def _prepare_host(self) -> None:
+        from unicorn.unicorn_const import UC_CTL_TLB_FLUSH
+
+        self._tlb_flush = UC_CTL_TLB_FLUSH
+        self._error_type: type[Exception] = unicorn_error()
+        self.uc.ctl_exits_enabled(True)  # else `until` is translated through the guest's page tables
+        self.write_register("MSR", (_MSR_HSAVE, _HOST_SAVE))
+        self._memory[_STUB - PRIVATE_BASE : _STUB - PRIVATE_BASE + len(_ENTRY)] = _ENTRY
+        self._memory[_IOPM - PRIVATE_BASE : _IOPM - PRIVATE_BASE + 0x3000] = b"\xff" * 0x3000
+        self._memory[_MSRPM - PRIVATE_BASE : _MSRPM - PRIVATE_BASE + 0x2000] = b"\xff" * 0x2000
+        for number in _PASSED_THROUGH:
+            index = number if number < 0x2000 else 0x2000 + (number - 0xC0000000)
+            at = _MSRPM - PRIVATE_BASE + index // 4
+            self._memory[at] &= ~(3 << index % 4 * 2) & 0xFF
+
+    def _add_hooks(self) -> Hooks:
+        from unicorn import unicorn_const as c
+        from unicorn import x86_const as x86
+        from unicorn.unicorn_py3.unicorn import uclib
+
+        hooks = Hooks(ctypes.cast(uclib.uc_emu_stop, ctypes.c_void_p).value or 0)
+        functions = {
+            c.UC_HOOK_BLOCK: hooks.block,
+            c.UC_HOOK_INTR: hooks.interrupt,
+            c.UC_HOOK_INSN_INVALID: hooks.invalid,
+        }
+        for kind, function in functions.items():
+            handle = ctypes.c_size_t()
+            everywhere = (ctypes.c_uint64(1), ctypes.c_uint64(0))
+            arguments = (ctypes.c_void_p(function), ctypes.c_void_p(hooks.control_address), *everywhere)
+            status = uclib.uc_hook_add(self.uc._uch, ctypes.byref(handle), kind, *arguments)
+            if status:
+                raise EngineUnavailable(_not_as_it_was(f"a hook was refused ({status})"))
+        self.uc.hook_add(c.UC_HOOK_INSN, self._in, None, 1, 0, x86.UC_X86_INS_IN)
+        self.uc.hook_add(c.UC_HOOK_INSN, self._out, None, 1, 0, x86.UC_X86_INS_OUT)
+        return hooks
+
+    # unicorn lacks the I/O intercept: let the access happen, have an I/O breakpoint stop after it, undo it.
+
+    def _arm(self, port: int, size: int, value: int | None) -> None:
+        state, debug = self.state, self.debug
+        kept = (*(state.regs[r] for r in (RAX, RSI, RDI, RCX)), debug[0], debug[7])
+        self._io = ((state.eip, *kept), port, size, value)
+        debug[0], debug[7] = port, _IO_BREAKPOINT
+
+    def _in(self, _: object, port: int, size: int, __: object) -> int:
+        self._arm(port, size, None)
+        return 0
+
+    def _out(self, _: object, port: int, size: int, value: int, __: object) -> None:
+        self._arm(port, size, value)
+
+    def _find_interrupt_request(self) -> None:
+        """CPUState.interrupt_request: a VMRUN with V_IRQ pending sets a bit there."""
+        start = self._address - _BEFORE_STATE
+        before = peek(start, _BEFORE_STATE)
+        self._request = array_at(ctypes.c_uint32, self._address - 4)  # until found
+        segment = {"selector": 0, "attrib": 0x93, "limit": 0xFFFF, "base": 0}
+        values: dict[str, Any] = dict.fromkeys(vmcb.SAVED, 0)
+        values.update(dict.fromkeys(vmcb.SEGMENTS, segment), cpl=0, v_irq=vmcb.V_IRQ, efer=0x1000, rflags=2)
+        values.update(cs={**segment, "attrib": 0x9B}, cr0=0x10, g_pat=_PAT_RESET)
+        values.update(dict.fromkeys(("rcx", "rdx", "rbx", "rbp", "rsi", "rdi"), 0))
+        values.update({f"r{index}": 0 for index in range(8, 16)})
+        self.enter(TABLES, values, {"cr": 0, "dr": 0})
+        self.run(100)  # ends at once: nothing is mapped, so the first fetch is a nested page fault
+        after = peek(start, _BEFORE_STATE)
+        pairs = zip(struct.iter_unpack("<I", before), struct.iter_unpack("<I", after), strict=True)
+        found = [4 * index for index, ((old,), (new,)) in enumerate(pairs) if old == 0 and new == _VIRQ]
+        if len(found) != 1:
+            raise EngineUnavailable(_not_as_it_was("interrupt requests are elsewhere"))
+        self._request = array_at(ctypes.c_uint32, start + found[0])
+        self._request.value = 0
+        self.control.request = start + found[0]
+
+
+def unicorn_error() -> type[Exception]:
+    """What emulation raises."""
+    from unicorn.unicorn_py3 import unicorn as binding
+
+    error: type[Exception] = binding.UcError
+    return error
+
+
+def _register(name: str) -> int:
+    from unicorn import x86_const
+
+    return int(getattr(x86_const, f"UC_X86_REG_{name}"))
+
+
+def _not_as_it_was(what: str) -> str:
+    return (
+        f"unicorn {UNICORN_RELEASE} is not as this model knows it: {what}. Install the wheel that"
+        " pyproject.toml names, or start the model with :execute=N"
+    )
+
+
+def _open() -> Any:
+    try:
+        import unicorn as package
+    except ImportError as error:
+        raise EngineUnavailable(
+            f"guest code needs unicorn {UNICORN_RELEASE} ({error}): pip install 'pytest-seves[model]', or"
+            " start the model with :execute=N"
+        ) from None
+    unicorn: Any = package
+    if unicorn.__version__ != UNICORN_RELEASE:
+        raise EngineUnavailable(
+            f"guest code needs unicorn {UNICORN_RELEASE}, here is {unicorn.__version__}: its hidden state may"
+            " lie elsewhere. pip install 'pytest-seves[model]', or start the model with :execute=N"
+        )
+    uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    uc.ctl_set_cpu_model(unicorn.x86_const.UC_CPU_X86_EPYC)
+    return uc
+
+
+def check() -> None:
+    """Make an engine and drop it.
+
+    :raise EngineUnavailable: why guest code cannot execute here.
+    """
+    Engine()

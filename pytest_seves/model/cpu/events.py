@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Delivery of exceptions and interrupts through the guest's own IDT, which unicorn leaves to its user.
+
+Source: AMD64 Architecture Programmer's Manual volume 2 (24593), chapter 8 (exceptions, interrupt gates, stack
+switches, double faults) and 14 (real mode).
+"""
+
+from __future__ import annotations
+
+import struct
+
+from .engine import Engine
+from .layout import (
+    CS,
+    DS,
+    ES,
+    HF_ADDSEG,
+    HF_CPL,
+    HF_CS32,
+    HF_CS64,
+    HF_INHIBIT_IRQ,
+    HF_LMA,
+    HF_SS32,
+    RSP,
+    SS,
+    State,
+)
+from .virtual_memory import PageFault, VirtualMemory
+
+DOUBLE_FAULT, NOT_PRESENT, STACK, GENERAL_PROTECTION, PAGE_FAULT = 8, 11, 12, 13, 14
+VMM_COMMUNICATION = 29
+#: Exceptions that push an error code.
+WITH_ERROR = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
+_CONTRIBUTORY = frozenset({0, 10, 11, 12, 13})
+
+_FLAGS_TF, FLAGS_IF, _FLAGS_NT, _FLAGS_RF, _FLAGS_VM = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17
+_CLEARED = _FLAGS_TF | _FLAGS_NT | _FLAGS_RF | _FLAGS_VM
+_INTERRUPT_GATES = (0xE, 0x6)
+_GATES = (0xE, 0xF)
+_PRESENT, _CODE, _CONFORMING = 1 << 15, 1 << 11, 1 << 10
+_BIG, _LONG, _GRANULAR = 1 << 22, 1 << 21, 1 << 23
+
+
+class TripleFault(Exception):
+    """An exception while a double fault is delivered: SHUTDOWN."""
+
+
+class _Fault(Exception):
+    def __init__(self, vector: int, error: int) -> None:
+        super().__init__(vector)
+        self.vector = vector
+        self.error = error
+
+
+class Events:
+    """Event delivery on the current vCPU."""
+
+    def __init__(self, engine: Engine, memory: VirtualMemory) -> None:
+        self._engine = engine
+        self._state: State = engine.state
+        self._memory = memory
+
+    @property
+    def flags(self) -> int:
+        """RFLAGS, whose arithmetic bits unicorn keeps elsewhere until asked."""
+        return self._engine.read_register("EFLAGS")
+
+    @flags.setter
+    def flags(self, value: int) -> None:
+        self._engine.write_register("EFLAGS", value)
+
+    @property
+    def interruptible(self) -> bool:
+        """IF is set and the instruction before was no STI or MOV SS."""
+        return bool(self._state.eflags & FLAGS_IF) and not self._state.hflags & HF_INHIBIT_IRQ
+
+    def deliver(self, vector: int, error: int | None = None, *, software: bool = False) -> None:
+        """Make the handler of `vector` the next instruction; RIP is what it returns to.
+
+        :raise TripleFault: neither it nor the double fault could be delivered.
+        """
+        while True:
+            try:
+                self._deliver(vector, error, software)
+            except (PageFault, _Fault) as fault:
+                software = False
+                vector, error = self._next(vector, fault)
+            else:
+                self._state.hflags &= ~HF_INHIBIT_IRQ
+                return
+
+    def _next(self, vector: int, fault: PageFault | _Fault) -> tuple[int, int]:
+        """What an exception during the delivery of another makes of both."""
+        if vector == DOUBLE_FAULT:
+            raise TripleFault
+        second = fault.vector if isinstance(fault, _Fault) else PAGE_FAULT
+        if vector == PAGE_FAULT or (vector in _CONTRIBUTORY and second in _CONTRIBUTORY):
+            return DOUBLE_FAULT, 0
+        if isinstance(fault, PageFault):
+            self._state.cr[2] = fault.address
+        return second, fault.error
+
+    def _deliver(self, vector: int, error: int | None, software: bool) -> None:
+        if not self._state.cr[0] & 1:
+            self._real(vector)
+        elif self._state.hflags & HF_LMA:
+            self._long(vector, error, software)
+        else:
+            self._protected(vector, error, software)
+
+    def _real(self, vector: int) -> None:
+        state, flags = self._state, self.flags
+        offset, selector = struct.unpack("<HH", self._memory.read(state.idt.base + 4 * vector, 4))
+        stack = state.regs[RSP] - 6 & 0xFFFF
+        frame = struct.pack("<3H", state.eip & 0xFFFF, state.segs[CS].selector & 0xFFFF, flags & 0xFFFF)
+        self._memory.write(state.segs[SS].base + stack, frame)
+        state.regs[RSP] = state.regs[RSP] & ~0xFFFF | stack
+        state.segs[CS].selector, state.segs[CS].base, state.eip = selector, selector << 4, offset
+        self.flags = flags & ~(FLAGS_IF | _FLAGS_TF)
+
+    def _long(self, vector: int, error: int | None, software: bool) -> None:
+        state, flags = self._state, self.flags
+        low, high = self._gate(vector, 16, software)
+        offset = low & 0xFFFF | low >> 32 & 0xFFFF0000 | (high & 0xFFFFFFFF) << 32
+        kind, ist = low >> 40 & 0xF, low >> 32 & 7
+        selector, code = self._code(low >> 16 & 0xFFFF)
+        cpl, new_cpl = state.hflags & HF_CPL, code >> 32 + 13 & 3
+        if code >> 32 & _CONFORMING:
+            new_cpl = cpl
+        stack = state.regs[RSP]
+        if ist:
+            stack = self._memory.read_number(state.tr.base + 0x1C + 8 * ist, 8)
+        elif new_cpl < cpl:
+            stack = self._memory.read_number(state.tr.base + 4 + 8 * new_cpl, 8)
+        frame = [state.segs[SS].selector & 0xFFFF, state.regs[RSP], flags]
+        frame += [state.segs[CS].selector & 0xFFFF, state.eip]
+        if error is not None:
+            frame.append(error)
+        stack = (stack & -16) - 8 * len(frame) & (1 << 64) - 1
+        self._memory.write(stack, struct.pack(f"<{len(frame)}Q", *reversed(frame)))
+        if new_cpl < cpl:
+            load_segment(state, SS, new_cpl, 0, 0, new_cpl << 13)
+        state.regs[RSP] = stack
+        self._enter(selector & ~3 | new_cpl, code, offset, new_cpl)
+        self.flags = flags & ~(_CLEARED | (FLAGS_IF if kind in _INTERRUPT_GATES else 0))
+
+    def _protected(self, vector: int, error: int | None, software: bool) -> None:
+        state, flags = self._state, self.flags
+        low, _ = self._gate(vector, 8, software)
+        offset, kind = low & 0xFFFF | low >> 32 & 0xFFFF0000, low >> 40 & 0xF
+        selector, code = self._code(low >> 16 & 0xFFFF)
+        cpl, new_cpl = state.hflags & HF_CPL, code >> 32 + 13 & 3
+        if code >> 32 & _CONFORMING:
+            new_cpl = cpl
+        frame = [flags & 0xFFFFFFFF, state.segs[CS].selector & 0xFFFF, state.eip & 0xFFFFFFFF]
+        stack, base, inner = state.regs[RSP] & 0xFFFFFFFF, state.segs[SS].base, None
+        if new_cpl < cpl:
+            frame = [state.segs[SS].selector & 0xFFFF, stack, *frame]
+            stack = self._memory.read_number(state.tr.base + 4 + 8 * new_cpl, 4)
+            inner = self._memory.read_number(state.tr.base + 8 + 8 * new_cpl, 2)
+            base = _base(self._descriptor(inner))
+        if error is not None:
+            frame.append(error)
+        stack = stack - 4 * len(frame) & 0xFFFFFFFF
+        self._memory.write(base + stack & 0xFFFFFFFF, struct.pack(f"<{len(frame)}I", *reversed(frame)))
+        if inner is not None:
+            descriptor = self._descriptor(inner)
+            load_segment(state, SS, inner, base, _limit(descriptor), descriptor >> 32)
+        state.regs[RSP] = stack
+        self._enter(selector & ~3 | new_cpl, code, offset, new_cpl)
+        self.flags = flags & ~(_CLEARED | (FLAGS_IF if kind in _INTERRUPT_GATES else 0))
+
+    def _gate(self, vector: int, size: int, software: bool) -> tuple[int, int]:
+        idt = self._state.idt
+        if vector * size + size - 1 > idt.limit:
+            raise _Fault(GENERAL_PROTECTION, vector * 8 + 2)
+        words = struct.unpack(f"<{size // 8}Q", self._memory.read(idt.base + vector * size, size))
+        low = words[0]
+        if low >> 40 & 0x1F not in (_GATES if size == 16 else (*_GATES, 0x6, 0x7)):
+            raise _Fault(GENERAL_PROTECTION, vector * 8 + 2)
+        if software and (low >> 45 & 3) < self._state.hflags & HF_CPL:
+            raise _Fault(GENERAL_PROTECTION, vector * 8 + 2)
+        if not low >> 47 & 1:
+            raise _Fault(NOT_PRESENT, vector * 8 + 2)
+        return low, words[-1]
+
+    def _code(self, selector: int) -> tuple[int, int]:
+        if not selector & ~3:
+            raise _Fault(GENERAL_PROTECTION, 0)
+        descriptor = self._descriptor(selector)
+        if not descriptor >> 32 & _CODE:
+            raise _Fault(GENERAL_PROTECTION, selector & ~3)
+        if not descriptor >> 32 & _PRESENT:
+            raise _Fault(NOT_PRESENT, selector & ~3)
+        return selector, descriptor
+
+    def _descriptor(self, selector: int) -> int:
+        table = self._state.ldt if selector & 4 else self._state.gdt
+        if selector | 7 > table.limit:
+            raise _Fault(GENERAL_PROTECTION, selector & ~3)
+        return self._memory.read_number(table.base + (selector & ~7), 8)
+
+    def _enter(self, selector: int, code: int, offset: int, cpl: int) -> None:
+        state = self._state
+        load_segment(state, CS, selector, _base(code), _limit(code), code >> 32)
+        state.hflags = state.hflags & ~HF_CPL | cpl
+        state.eip = offset
+
+
+def _base(descriptor: int) -> int:
+    return descriptor >> 16 & 0xFFFFFF | descriptor >> 32 & 0xFF000000
+
+
+def _limit(descriptor: int) -> int:
+    limit = descriptor & 0xFFFF | descriptor >> 32 & 0xF0000
+    return limit << 12 | 0xFFF if descriptor >> 32 & _GRANULAR else limit
+
+
+def load_segment(state: State, index: int, selector: int, base: int, limit: int, flags: int) -> None:
+    """cpu_x86_load_seg_cache(): a segment register and the modes that follow from it."""
+    segment = state.segs[index]
+    segment.selector, segment.base, segment.limit, segment.flags = selector, base, limit, flags
+    hflags = state.hflags
+    if index == CS:
+        hflags &= ~(HF_CS32 | HF_CS64)
+        if hflags & HF_LMA and flags & _LONG:
+            hflags |= HF_CS32 | HF_CS64
+        elif flags & _BIG:
+            hflags |= HF_CS32
+    hflags &= ~(HF_SS32 | HF_ADDSEG)
+    if hflags & HF_CS64:
+        hflags |= HF_SS32
+    else:
+        hflags |= HF_SS32 if state.segs[SS].flags & _BIG else 0
+        bases = state.segs[DS].base | state.segs[ES].base | state.segs[SS].base
+        if not state.cr[0] & 1 or not hflags & HF_CS32 or bases:
+            hflags |= HF_ADDSEG
+    state.hflags = hflags

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""VMGEXIT as KVM answers it: the GHCB MSR protocol and the NAE events of the shared page.
+
+Source: Linux arch/x86/kvm/svm/sev.c sev_handle_vmgexit(), sev_handle_vmgexit_msr_protocol(),
+sev_es_validate_vmgexit(), setup_vmgexit_scratch(), sev_vcpu_deliver_sipi_vector(); 6.1 to 7.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from ...spec import ghcb as spec
+from ...spec import kvm
+from . import exits, msrs, vmcb
+from .guest_memory import NotMemory
+from .nested_paging import C_BIT, PAGE
+
+if TYPE_CHECKING:
+    from .processor import Processor
+
+_STRING, _IN = 1 << 2, 1 << 0
+_GENERAL_PROTECTION = 0x80000300 | 13  # event injection: valid, exception
+_SCRATCH_LIMIT = 16 * PAGE
+_FEATURES = 0b11  # SNP and SNP AP creation, told to everyone
+_MIN_VERSION = 1
+_RESULT_SHIFT = 12
+_NAE, _MSR_PROTOCOL = 1, 2
+#: What must be marked valid beside exit code and information, by exit code.
+_NEEDED: Mapping[int, tuple[int, ...]] = {
+    vmcb.WRITE_DR7: (spec.RAX,),
+    vmcb.RDPMC: (spec.RCX,),
+    vmcb.CPUID: (spec.RAX, spec.RCX),
+    vmcb.MSR: (spec.RCX,),
+    vmcb.VMMCALL: (spec.RAX, spec.CPL),
+    vmcb.MONITOR: (spec.RAX, spec.RCX, spec.RDX),
+    vmcb.MWAIT: (spec.RAX, spec.RCX),
+    spec.MMIO_READ: (spec.SW_SCRATCH,),
+    spec.MMIO_WRITE: (spec.SW_SCRATCH,),
+    **dict.fromkeys((vmcb.READ_DR7, vmcb.RDTSC, vmcb.INVD, vmcb.IOIO, vmcb.RDTSCP, vmcb.WBINVD), ()),
+    **dict.fromkeys((spec.NMI_COMPLETE, spec.AP_RESET_HOLD, spec.AP_JUMP_TABLE), ()),
+    **dict.fromkeys((spec.UNSUPPORTED_EVENT, spec.HV_FEATURES, spec.TERMINATE), ()),
+}
+_VERSION_2 = (spec.HV_FEATURES, spec.TERMINATE, spec.AP_CREATION, spec.PSC, 0x80000011, 0x80000012)
+_SNP_ONLY = (spec.AP_CREATION, spec.PSC, 0x80000011, 0x80000012)
+_EXCHANGED = {"rax": spec.RAX, "rbx": spec.RBX, "rcx": spec.RCX, "rdx": spec.RDX, "rsi": spec.RSI}
+
+
+class _Refused(Exception):
+    """Malformed input: SW_EXITINFO2 tells how."""
+
+    def __init__(self, reason: int) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Ghcb:
+    """One vCPU's.
+
+    :ivar msr: the GHCB MSR.
+    """
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+        self._memory = processor.memory
+        sev = processor.vcpu.vm.sev
+        self._version = sev.ghcb_version if sev is not None else 0
+        self.msr = spec.sev_info(self._version, _MIN_VERSION, C_BIT)
+        self._valid = 0
+        self._registers: dict[str, int] = dict.fromkeys(_EXCHANGED, 0)
+        self._hold = 0
+        self._page: int | None = None
+
+    def vmgexit(self) -> exits.Handling | None:
+        """The guest asks."""
+        self._processor.machine.trace.vmgexit(self.msr)
+        if self.msr & spec.INFO_MASK:
+            return self._msr_protocol(self.msr & spec.INFO_MASK)
+        if not self.msr or self._memory.slot(self.msr) is None:
+            return None  # "GHCB gpa is not set" or not memory: straight back to the guest
+        return self._nae_event()
+
+    # MSR protocol
+
+    def _msr_protocol(self, info: int) -> exits.Handling | None:
+        if info == spec.SEV_INFO_REQUEST:
+            self.msr = spec.sev_info(self._version, _MIN_VERSION, C_BIT)
+        elif info == spec.CPUID_REQUEST:
+            register = self.msr >> 30 & 3
+            value = self._processor.cpuid(self.msr >> 32, 0)[register]
+            self.msr = value << 32 | self.msr & 0xFFFFF000 | spec.CPUID_RESPONSE
+        elif info == spec.AP_RESET_HOLD_REQUEST and self._processor.vcpu.profile.ghcb_2:
+            self._hold = _MSR_PROTOCOL
+            self.msr = spec.AP_RESET_HOLD_RESPONSE
+            return self._reset_hold()
+        elif info == spec.HV_FEATURES_REQUEST and self._processor.vcpu.profile.ghcb_2:
+            self.msr = _FEATURES << 12 | spec.HV_FEATURES_RESPONSE
+        elif info == spec.TERMINATE_REQUEST or (
+            info in (spec.PREFERRED_GPA_REQUEST, spec.REGISTER_GPA_REQUEST, spec.PSC_REQUEST)
+            and self._processor.vcpu.profile.ghcb_2
+        ):
+            return self._terminate()
+        return None  # an unknown request keeps its value
+
+    def _terminate(self) -> exits.Handling:
+        self._processor.machine.trace.note(
+            f"vCPU {self._processor.vcpu.identifier}: guest requested termination, GHCB MSR {self.msr:#x}"
+        )
+        if not self._processor.vcpu.profile.sev_term_event:
+            yield exits.INVALID
+            return
+        yield exits.Termination(self.msr)
+
+    def _reset_hold(self) -> exits.Handling | None:
+        if not self._processor.vcpu.vm.in_kernel_lapic:
+            return _exit_to_vmm(exits.RESET_HOLD)
+        self._processor.hold()
+        return None
+
+    def woken(self) -> None:
+        """A SIPI ends the reset hold."""
+        if self._hold == _NAE and self._page is not None:
+            self._set(self._page, spec.SW_EXITINFO2, 1)
+        elif self._hold == _MSR_PROTOCOL:
+            self.msr = 1 << _RESULT_SHIFT | spec.AP_RESET_HOLD_RESPONSE
+        self._hold = 0
+
+    # The page
+
+    def _nae_event(self) -> exits.Handling | None:
+        page = self._page = self.msr & -PAGE
+        self._hold = 0
+        raw = self._memory.host_read(page, PAGE)
+        number = {
+            at: int.from_bytes(raw[at : at + 8], "little") for at in (*_EXCHANGED.values(), spec.SW_SCRATCH)
+        }
+        code, one, two = (
+            int.from_bytes(raw[at : at + 8], "little")
+            for at in (spec.SW_EXITCODE, spec.SW_EXITINFO1, spec.SW_EXITINFO2)
+        )
+        self._valid = int.from_bytes(raw[spec.VALID_BITMAP : spec.VALID_BITMAP + 16], "little")
+        self._registers = {name: number[at] if self._has(at) else 0 for name, at in _EXCHANGED.items()}
+        self._scratch = number[spec.SW_SCRATCH] if self._has(spec.SW_SCRATCH) else 0
+        self._show_registers()
+        self._memory.host_write(page + spec.VALID_BITMAP, bytes(16))
+        usage = int.from_bytes(raw[spec.GHCB_USAGE : spec.GHCB_USAGE + 4], "little")
+        try:
+            self._validate(usage, code, one)
+            self._answer(0, 0)
+            handler = self._events.get(code)
+            result = handler(self, one, two) if handler is not None else None
+            if handler is None:
+                self._skipped(code)
+        except _Refused as refusal:
+            self._answer(spec.RESPONSE_MALFORMED, refusal.reason)
+            result = None
+        except NotMemory:
+            return _exit_to_vmm(exits.INVALID)
+        if result is None:
+            self._finish()
+            return None
+        return self._finish_after(result)
+
+    def _has(self, at: int) -> bool:
+        return bool(self._valid >> at // 8 & 1)
+
+    def _show_registers(self) -> None:
+        """KVM's own copies are cleared, RIP included, and filled from the page: KVM_GET_REGS shows them."""
+        self._processor.vcpu.regs = kvm.REGS.encode(**self._registers, rflags=2)
+
+    def _validate(self, usage: int, code: int, one: int) -> None:
+        if usage:
+            raise _Refused(spec.ERROR_INVALID_USAGE)
+        if not all(self._has(at) for at in (spec.SW_EXITCODE, spec.SW_EXITINFO1, spec.SW_EXITINFO2)):
+            raise _Refused(spec.ERROR_MISSING_INPUT)
+        needed = _NEEDED.get(code)
+        if code in _VERSION_2 and not self._processor.vcpu.profile.ghcb_2:
+            raise _Refused(spec.ERROR_INVALID_EVENT)
+        if code in _SNP_ONLY:
+            raise _Refused(spec.ERROR_MISSING_INPUT)
+        if needed is None:
+            raise _Refused(spec.ERROR_INVALID_EVENT)
+        if code == vmcb.CPUID and self._registers["rax"] == 0xD:
+            needed = (*needed, spec.XCR0)
+        if code == vmcb.IOIO:
+            needed = (spec.SW_SCRATCH,) if one & _STRING else () if one & _IN else (spec.RAX,)
+        if code == vmcb.MSR and one:
+            needed = (*needed, spec.RAX, spec.RDX)
+        if not all(self._has(at) for at in needed):
+            raise _Refused(spec.ERROR_MISSING_INPUT)
+
+    def _answer(self, one: int, two: int) -> None:
+        page = self._page or 0
+        self._set(page, spec.SW_EXITINFO1, one)
+        self._set(page, spec.SW_EXITINFO2, two)
+
+    def _set(self, page: int, at: int, value: int) -> None:
+        """Write a field and mark it valid."""
+        self._memory.host_write(page + at, (value & (1 << 64) - 1).to_bytes(8, "little"))
+        place = page + spec.VALID_BITMAP + at // 64
+        bits = self._memory.host_read(place, 1)[0] | 1 << at // 8 % 8
+        self._memory.host_write(place, bytes([bits]))
+
+    def _finish(self) -> None:
+        """sev_es_sync_to_ghcb(): the four registers go back, whether the event changed them or not."""
+        self._show_registers()
+        page = self._page or 0
+        for name in ("rax", "rbx", "rcx", "rdx"):
+            self._set(page, _EXCHANGED[name], self._registers[name])
+
+    def _finish_after(self, handling: exits.Handling) -> exits.Handling:
+        try:
+            yield from handling
+        except _Refused as refusal:
+            self._answer(spec.RESPONSE_MALFORMED, refusal.reason)
+        self._finish()
+
+    # Events
+
+    def _cpuid(self, _: int, __: int) -> None:
+        registers = self._registers
+        leaf = self._processor.cpuid(registers["rax"], registers["rcx"])
+        registers.update(zip(("rax", "rbx", "rcx", "rdx"), leaf, strict=True))
+
+    def _msr(self, one: int, _: int) -> None:
+        registers = self._registers
+        number = registers["rcx"] & 0xFFFFFFFF
+        try:
+            if one:
+                value = (registers["rdx"] & 0xFFFFFFFF) << 32 | registers["rax"] & 0xFFFFFFFF
+                msrs.write(self._processor, number, value)
+            else:
+                value = msrs.read(self._processor, number)
+                registers.update(rax=value & 0xFFFFFFFF, rdx=value >> 32)
+        except msrs.UnknownMsr:
+            self._answer(spec.RESPONSE_EXCEPTION, _GENERAL_PROTECTION)
+
+    def _ioio(self, one: int, two: int) -> exits.Handling:
+        port, size = one >> 16 & 0xFFFF, one >> 4 & 7
+        if one & _STRING:
+            return self._string(port, size, two, into=bool(one & _IN))
+        return self._port(port, size, into=bool(one & _IN))
+
+    def _port(self, port: int, size: int, *, into: bool) -> exits.Handling:
+        machine, mask = self._processor.machine, (1 << 8 * size) - 1
+        if into:
+            data = yield from machine.accesses.port_in(port, size, 1)
+            keep = 0 if size == 4 else self._registers["rax"] & ~mask
+            self._registers["rax"] = keep | int.from_bytes(data, "little")
+        else:
+            data = (self._registers["rax"] & mask).to_bytes(size, "little")
+            yield from machine.accesses.port_out(port, size, data)
+
+    def _string(self, port: int, size: int, count: int, *, into: bool) -> exits.Handling:
+        machine = self._processor.machine
+        self._check_scratch(count * size)
+        done = 0
+        while done < count:
+            now = min(count - done, exits.DATA_SIZE // size)
+            at = self._scratch + done * size
+            if into:
+                data = yield from machine.accesses.port_in(port, size, now)
+                self._memory.host_write(at, data)
+            else:
+                yield from machine.accesses.port_out(port, size, self._memory.host_read(at, now * size))
+            done += now
+
+    def _check_scratch(self, size: int) -> None:
+        """setup_vmgexit_scratch()."""
+        start, end, page = self._scratch, self._scratch + size, self._page or 0
+        if not start or end >= 1 << 64:
+            raise _Refused(spec.ERROR_INVALID_SCRATCH)
+        if start & -PAGE == page:
+            inside = page + spec.SHARED_BUFFER <= start and end <= page + spec.RESERVED_FF0
+        else:
+            inside = size <= _SCRATCH_LIMIT
+        if not inside:
+            raise _Refused(spec.ERROR_INVALID_SCRATCH)
+
+    def _mmio_read(self, gpa: int, size: int) -> exits.Handling:
+        self._check_scratch(size)
+        data = yield from self._processor.machine.accesses.mmio_read(gpa, size)
+        self._memory.host_write(self._scratch, data)
+
+    def _mmio_write(self, gpa: int, size: int) -> exits.Handling:
+        self._check_scratch(size)
+        yield from self._processor.machine.accesses.mmio_write(
+            gpa, self._memory.host_read(self._scratch, size)
+        )
+
+    def _nmi_complete(self, _: int, __: int) -> None:
+        return None
+
+    def _ap_reset_hold(self, _: int, __: int) -> exits.Handling | None:
+        self._hold = _NAE
+        return self._reset_hold()
+
+    def _jump_table(self, one: int, two: int) -> None:
+        machine = self._processor.machine
+        if one == 0:
+            machine.ap_jump_table = two
+        elif one == 1:
+            self._answer(0, machine.ap_jump_table)
+        else:
+            raise _Refused(spec.ERROR_INVALID_INPUT)
+
+    def _features(self, _: int, __: int) -> None:
+        self._answer(0, _FEATURES)
+
+    def _terminate_event(self, _: int, __: int) -> exits.Handling:
+        return self._terminate()
+
+    def _unsupported(self, _: int, __: int) -> exits.Handling:
+        return _exit_to_vmm(exits.INVALID)
+
+    def _skipped(self, code: int) -> None:
+        """Exits that KVM's own handler completes without a trace the guest could see here."""
+        if code in (vmcb.RDTSC, vmcb.RDTSCP):
+            tsc = self._processor.machine.tsc
+            self._registers.update(rax=tsc & 0xFFFFFFFF, rdx=tsc >> 32)
+        elif code == vmcb.READ_DR7:
+            self._registers["rax"] = self._processor.vcpu.dr7
+        elif code == vmcb.VMMCALL:
+            self._registers["rax"] = -1000 & (1 << 64) - 1  # KVM_ENOSYS
+        elif code == vmcb.RDPMC:
+            self._answer(spec.RESPONSE_EXCEPTION, _GENERAL_PROTECTION)
+
+    _events: ClassVar[Mapping[int, Callable[[Ghcb, int, int], exits.Handling | None]]]
+
+
+def _exit_to_vmm(reason: exits.Exit) -> exits.Handling:
+    yield reason
+
+
+Ghcb._events = {
+    vmcb.CPUID: Ghcb._cpuid,
+    vmcb.MSR: Ghcb._msr,
+    vmcb.IOIO: Ghcb._ioio,
+    spec.MMIO_READ: Ghcb._mmio_read,
+    spec.MMIO_WRITE: Ghcb._mmio_write,
+    spec.NMI_COMPLETE: Ghcb._nmi_complete,
+    spec.AP_RESET_HOLD: Ghcb._ap_reset_hold,
+    spec.AP_JUMP_TABLE: Ghcb._jump_table,
+    spec.HV_FEATURES: Ghcb._features,
+    spec.TERMINATE: Ghcb._terminate_event,
+    spec.UNSUPPORTED_EVENT: Ghcb._unsupported,
+}

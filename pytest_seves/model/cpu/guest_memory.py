@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guest memory as the CPU and its memory controller have it, beside the VMM's own view of it.
+
+A page is either *private*, last used with the C-bit: its plaintext is in a pool of ours and the VMM's memory
+holds ciphertext; or *shared*: the VMM's memory is the truth. Use through the other view converts it by way of
+the ciphertext, as the hardware does. Shared pages whose memory we cannot map are copies: changes of the guest
+are carried over before the VMM continues, changes of the VMM before the guest continues.
+
+Sources: AMD64 Architecture Programmer's Manual volume 2 (24593), 15.34 (SEV); KVM's memory slots.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .. import encryption
+from ..memory import Refusal, TargetMemory
+from .backing import Addresses, Place, Pool, SharedFiles
+from .engine import Engine
+from .nested_paging import LARGE_PAGE, PAGE, NestedPaging
+
+_LINE, _WORD = 64, 8
+_CIPHERTEXT_AT_ONCE = 64
+
+
+class NotMemory(Exception):
+    """No slot is at this guest physical address."""
+
+
+class Slot(NamedTuple):
+    """A memory slot: `address` is the VMM's."""
+
+    gpa: int
+    size: int
+    address: int
+    readonly: bool
+
+
+@dataclass(slots=True)
+class Page:
+    """A page in use.
+
+    :ivar twin: of a copy, what both sides had when they were last the same.
+    :ivar written: of a private page, that the guest has changed it since its ciphertext was made.
+    """
+
+    gpa: int
+    host: int
+    place: Place
+    private: bool
+    readonly: bool
+    twin: bytes | None = None
+    written: bool = False
+    run: _Run | None = None
+    index: int = 0
+
+
+class GuestMemory:
+    """The memory of one VM.
+
+    :param key: the guest's memory encryption key; None without SEV.
+    """
+
+    def __init__(self, engine: Engine, target: TargetMemory, process: int, key: bytes | None) -> None:
+        self.paging = NestedPaging(engine)
+        self._engine = engine
+        self._target = target
+        self._key = key
+        addresses = Addresses()
+        self._pool = Pool(engine, addresses)
+        self._files = SharedFiles(engine, addresses, process)
+        self._slots: list[Slot] = []
+        self._direct: dict[Slot, tuple[mmap.mmap, int, int] | None] = {}
+        self._pages: dict[int, Page] = {}
+        self._copies: dict[int, Page] = {}
+        self._changed: dict[int, Page] = {}
+        self._runs: list[_Run] | None = None
+        self._written: dict[int, Page] = {}
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the C-bit means anything."""
+        return self._key is not None
+
+    # Slots
+
+    def set_slots(self, slots: list[Slot]) -> None:
+        """Replace the slots; pages of those that stay keep their content."""
+        gone = set(self._slots) - set(slots)
+        self.push()
+        for page in list(self._pages.values()):
+            if any(slot.gpa <= page.gpa < slot.gpa + slot.size for slot in gone):
+                self._drop(page)
+        self._slots = slots
+        self._direct = {slot: self._direct.get(slot) or self._find_file(slot) for slot in slots}
+        self.paging.clear()
+
+    def _find_file(self, slot: Slot) -> tuple[mmap.mmap, int, int] | None:
+        return self._files.find(slot.address, slot.size)
+
+    def slot(self, gpa: int) -> Slot | None:
+        """The slot at an address."""
+        for slot in self._slots:
+            if slot.gpa <= gpa < slot.gpa + slot.size:
+                return slot
+        return None
+
+    # Faults and accesses
+
+    def fault(self, gpa: int, *, write: bool, private: bool) -> bool:
+        """Make an access possible; False if it is no access to memory."""
+        slot = self.slot(gpa)
+        if slot is None or (slot.readonly and write):
+            return False
+        if self._key is None and self._map_large(slot, gpa, write):
+            return True
+        page = self._page(gpa & -PAGE, slot, private and self.encrypted)
+        if page.private and write:
+            self._will_write(page)
+        if page.twin is not None and write:
+            self._changed[page.gpa] = page
+        writable = page.written if page.private else page.twin is None or page.gpa in self._changed
+        self.paging.map(page.private, page.gpa, page.place.physical, writable=writable)
+        return True
+
+    def alias(self, gpa: int) -> bool:
+        """Let an address without the C-bit reach the private page: page tables are always private."""
+        slot = self.slot(gpa)
+        if slot is None or not self.encrypted:
+            return False
+        page = self._page(gpa & -PAGE, slot, True)
+        self._will_write(page)
+        for private in (False, True):
+            self.paging.map(private, page.gpa, page.place.physical, writable=True)
+        return True
+
+    def read(self, gpa: int, size: int, private: bool) -> bytes:
+        """What the CPU reads.
+
+        :raise NotMemory: no slot.
+        """
+        out = b""
+        for at, length in _pieces(gpa, size):
+            page = self._use(at, private)
+            start = page.place.offset + at % PAGE
+            out += page.place.memory[start : start + length]
+        return out
+
+    def write(self, gpa: int, data: bytes, private: bool) -> None:
+        """What the CPU writes.
+
+        :raise NotMemory: no slot, or one that is read-only.
+        """
+        done = 0
+        for at, length in _pieces(gpa, len(data)):
+            page = self._use(at, private)
+            if page.readonly:
+                raise NotMemory(hex(at))
+            if page.private:
+                self._will_write(page)
+            elif page.twin is not None:
+                self._changed[page.gpa] = page
+            start = page.place.offset + at % PAGE
+            page.place.memory[start : start + length] = data[done : done + length]
+            self._engine.forget_code(page.place.physical + at % PAGE, length)
+            done += length
+
+    def host_read(self, gpa: int, size: int) -> bytes:
+        """What the host reads: ciphertext of a private page."""
+        return b"".join(self._host_read(at, length) for at, length in _pieces(gpa, size))
+
+    def _host_read(self, gpa: int, size: int) -> bytes:
+        page = self._pages.get(gpa & -PAGE)
+        if page is None or not page.private:
+            return self.read(gpa, size, False)
+        self._make_ciphertext(page)
+        return self._target.read(page.host + gpa % PAGE, size)
+
+    def host_write(self, gpa: int, data: bytes) -> None:
+        """What the host writes: into a private page, ciphertext that decrypts to whatever it does."""
+        done = 0
+        for at, length in _pieces(gpa, len(data)):
+            page = self._pages.get(at & -PAGE)
+            if page is not None and page.private:
+                self._drop(page)
+                self._engine.flush_tlb()
+            self.write(at, data[done : done + length], False)
+            done += length
+
+    def _use(self, gpa: int, private: bool) -> Page:
+        slot = self.slot(gpa)
+        if slot is None:
+            raise NotMemory(hex(gpa))
+        return self._page(gpa & -PAGE, slot, private and self.encrypted)
+
+    # Pages
+
+    def _map_large(self, slot: Slot, gpa: int, write: bool) -> bool:
+        direct = self._direct[slot]
+        if direct is None:
+            return False
+        start = gpa & -LARGE_PAGE
+        physical = direct[2] + start - slot.gpa
+        inside = slot.gpa <= start and start + LARGE_PAGE <= slot.gpa + slot.size
+        if not inside or physical % LARGE_PAGE:
+            return False
+        self.paging.map(False, start, physical, writable=write or not slot.readonly, large=True)
+        return True
+
+    def _page(self, gpa: int, slot: Slot, private: bool) -> Page:
+        page = self._pages.get(gpa)
+        if page is not None and page.private != private:
+            self._drop(page)
+            self._engine.flush_tlb()
+            page = None
+        if page is None:
+            page = self._load(gpa, slot, private)
+            self._pages[gpa] = page
+        return page
+
+    def _load(self, gpa: int, slot: Slot, private: bool) -> Page:
+        host = slot.address + gpa - slot.gpa
+        direct = self._direct[slot]
+        if direct is not None and not private:
+            memory, offset, physical = direct
+            at = gpa - slot.gpa
+            return Page(gpa, host, Place(memory, offset + at, physical + at), False, slot.readonly)
+        data = self._host_pages(host, PAGE)
+        if private:
+            data = encryption.decrypt(self._key or b"", host, data)
+        place = self._pool.take()
+        place.memory[place.offset : place.offset + PAGE] = data
+        page = Page(gpa, host, place, private, slot.readonly)
+        if not private:
+            page.twin = data
+            if not slot.readonly:  # a ROM stays what it is while its slot is there
+                self._copies[gpa] = page
+                self._runs = None
+        return page
+
+    def _host_pages(self, host: int, size: int) -> bytes:
+        try:
+            return self._target.read(host, size)
+        except Refusal:
+            return bytes(size)  # the VMM has unmapped its own guest's memory
+
+    def _drop(self, page: Page) -> None:
+        """Leave the VMM's memory as the only truth; the caller flushes."""
+        if page.private:
+            self._make_ciphertext(page)
+        elif page.twin is not None:
+            self._push(page)
+            self._copies.pop(page.gpa, None)
+            self._changed.pop(page.gpa, None)
+            self._runs = None
+        del self._pages[page.gpa]
+        for private in (False, True):
+            self.paging.unmap(private, page.gpa)
+        if page.private or page.twin is not None:
+            self._pool.give_back(page.place)
+
+    # Ciphertext
+
+    def _will_write(self, page: Page) -> None:
+        page.written = True
+        self._written[page.gpa] = page
+
+    def _make_ciphertext(self, page: Page) -> None:
+        if not page.written:
+            return
+        page.written = False
+        self._written.pop(page.gpa, None)
+        data = page.place.memory[page.place.offset : page.place.offset + PAGE]
+        self._to_host(page.host, encryption.encrypt(self._key or b"", page.host, data))
+
+    def make_ciphertext(self, limit: int = _CIPHERTEXT_AT_ONCE) -> None:
+        """Bring the VMM's view of pages that the guest wrote up to date, the oldest first."""
+        pages = list(self._written.values())[:limit]
+        for page in pages:
+            self._make_ciphertext(page)
+            self.paging.map(True, page.gpa, page.place.physical, writable=False)
+        if pages:
+            self._engine.flush_tlb()
+
+    # Copies
+
+    def push(self) -> None:
+        """Carry the guest's changes of copied pages over to the VMM."""
+        for page in self._changed.values():
+            self._push(page)
+
+    def _push(self, page: Page) -> None:
+        start = page.place.offset
+        data = page.place.memory[start : start + PAGE]
+        twin = page.twin
+        if twin is None or data == twin or page.readonly:
+            return
+        for begin, end in _differences(twin, data):
+            self._to_host(page.host + begin, data[begin:end])
+        page.twin = data
+        if self._runs is not None and page.run is not None:
+            page.run.twin[page.index * PAGE : (page.index + 1) * PAGE] = data
+
+    def pull(self) -> None:
+        """Take the VMM's changes of copied pages over."""
+        if self._runs is None:
+            self._runs = _runs(list(self._copies.values()))
+        for run in self._runs:
+            data = self._host_pages(run.pages[0].host, len(run.twin))
+            if data != run.twin:
+                self._take_over(run, data)
+
+    def _take_over(self, run: _Run, data: bytes) -> None:
+        for index, page in enumerate(run.pages):
+            now = data[index * PAGE : (index + 1) * PAGE]
+            if now != page.twin:
+                start = page.place.offset
+                page.place.memory[start : start + PAGE] = now
+                page.twin = now
+                self._engine.forget_code(page.place.physical, PAGE)
+        run.twin[:] = data
+
+    def _to_host(self, address: int, data: bytes) -> None:
+        try:
+            self._target.write(address, data)
+        except Refusal:
+            return  # the VMM has unmapped its own guest's memory
+
+
+@dataclass(slots=True)
+class _Run:
+    """Copies that lie side by side in the VMM's memory, and their twins in one piece."""
+
+    pages: list[Page]
+    twin: bytearray
+
+
+def _runs(pages: list[Page]) -> list[_Run]:
+    groups: list[list[Page]] = []
+    for page in sorted(pages, key=lambda page: page.host):
+        if groups and groups[-1][-1].host + PAGE == page.host:
+            groups[-1].append(page)
+        else:
+            groups.append([page])
+    runs = [_Run(group, bytearray().join(page.twin or b"" for page in group)) for group in groups]
+    for run in runs:
+        for index, page in enumerate(run.pages):
+            page.run, page.index = run, index
+    return runs
+
+
+def _pieces(gpa: int, size: int) -> list[tuple[int, int]]:
+    """(address, length), one for each page."""
+    out = []
+    while size > 0:
+        length = min(size, PAGE - gpa % PAGE)
+        out.append((gpa, length))
+        gpa, size = gpa + length, size - length
+    return out
+
+
+def _differences(old: bytes, new: bytes) -> list[tuple[int, int]]:
+    """Where two pages differ, in words: what one side changed must not undo what the other did beside it."""
+    out: list[tuple[int, int]] = []
+    for line in range(0, PAGE, _LINE):
+        if old[line : line + _LINE] == new[line : line + _LINE]:
+            continue
+        for word in range(line, line + _LINE, _WORD):
+            if old[word : word + _WORD] != new[word : word + _WORD]:
+                if out and out[-1][1] == word:
+                    out[-1] = (out[-1][0], word + _WORD)
+                else:
+                    out.append((word, word + _WORD))
+    return out

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One vCPU: its turns on the engine, INIT and SIPI, interrupts.
+
+Source: Linux arch/x86/kvm/x86.c vcpu_block(), lapic.c kvm_apic_accept_events(), svm/sev.c
+sev_vcpu_deliver_sipi_vector().
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from ...spec import ghcb as spec
+from ...spec import kvm
+from . import events, exits, intercepts, start
+from .cpuid_view import CpuidView
+from .ghcb import Ghcb
+from .lapic import EOI, Lapic
+from .layout import CS, HF_CS64, HF_INHIBIT_IRQ
+from .virtual_memory import CR0_PG, CR4_PAE, PageFault
+
+if TYPE_CHECKING:
+    from ..kvm_vcpu import Vcpu
+    from .guest_memory import GuestMemory
+    from .machine import Machine
+
+
+class Activity(Enum):
+    """What a vCPU is doing, as kvm_mp_state has it."""
+
+    RUNNABLE = 0
+    UNINITIALIZED = 1
+    INIT_RECEIVED = 2
+    HALTED = 3
+    RESET_HOLD = 9
+
+
+class Processor:
+    """One vCPU of a machine.
+
+    :ivar context: its state between turns; None before it has started.
+    :ivar handling: an exit that waits for the VMM; `asked` is what for.
+    :ivar ended: how every KVM_RUN ends from now on.
+    :ivar entered: it has had a turn; `stale`: it has to start anew from the registers that KVM holds.
+    :ivar absent: its turn has come and its VMM thread has not, for too long.
+    """
+
+    def __init__(self, machine: Machine, vcpu: Vcpu) -> None:
+        self.machine = machine
+        self.vcpu = vcpu
+        self.es = vcpu.vm.es
+        self.engine = machine.engine
+        self.state = machine.engine.state
+        self.memory: GuestMemory = machine.memory
+        self.lapic = Lapic(vcpu.identifier, bootstrap=vcpu.identifier == 0)
+        self.cpuid = CpuidView(b"", encrypted=False)
+        self.ghcb = Ghcb(self)
+        self.context: Any = None
+        self.handling: exits.Handling | None = None
+        self.asked: exits.Exit | None = None
+        self.ended: exits.Exit | None = None
+        self.entered = False
+        self.absent = False
+        self.stale = True
+        self._standing = False
+        self.activity = Activity.RUNNABLE
+        self.set_activity(vcpu.mp_state)
+        self.lapic.base = kvm.SREGS.decode(vcpu.sregs)["apic_base"]
+        self.exits = 0
+        self.last_rip = 0
+        self._sipi: int | None = None
+        self._init = False
+        self._first_sipi_received = False
+        self._vector: int | None = None
+        self._standing = False
+
+    @property
+    def sev_status(self) -> int:
+        """SEV_STATUS, which no hypervisor intercepts."""
+        if not self.memory.encrypted:
+            return 0
+        return spec.SEV_STATUS_SEV | (spec.SEV_STATUS_SEV_ES if self.es else 0)
+
+    def describe(self) -> dict[str, object]:
+        """How it stands, for evidence."""
+        return {
+            "vcpu": self.vcpu.identifier,
+            "activity": self.activity.name,
+            "exits": self.exits,
+            "rip": f"{self.last_rip:#x}",
+            "ghcb_msr": f"{self.ghcb.msr:#x}" if self.es else None,
+            "waits_for_vmm": self.handling is not None,
+        }
+
+    # Turns
+
+    def take_turn(self) -> None:
+        """Become the engine's current vCPU."""
+        if self.stale:
+            self.stale, self._standing = False, False
+            self.cpuid = CpuidView(self.vcpu.cpuid, encrypted=self.memory.encrypted)
+            values = start.save_area(self.vcpu, self.machine.key)
+            if self._vector is not None:
+                values = start.at_vector(values, self._vector)
+            hide = self.es and not values["sev_features"] & 1 << 5  # DebugSwap
+            start.enter(self.engine, self.memory.paging.root, values, hide_dr7=hide)
+            c_bit = values["cr0"] & CR0_PG and values["cr4"] & CR4_PAE
+            self.memory.paging.select(self.memory.encrypted and not c_bit)
+        else:
+            self.engine.restore(self.context)
+            self.select_paging()
+
+    def end_turn(self) -> None:
+        """Keep the state for the next one."""
+        self.context = self.engine.save(self.context)
+
+    def set_activity(self, state: int) -> None:
+        """KVM_SET_MP_STATE; states of SMM and others that the model lacks count as runnable."""
+        known = [activity.value for activity in Activity]
+        self.activity = Activity(state) if state in known else Activity.RUNNABLE
+
+    def restart(self) -> None:
+        """Start anew from the registers that KVM holds."""
+        self.context = None
+        self.handling = None
+        self.ended = None
+        self.stale = True
+
+    def select_paging(self) -> None:
+        """After a change of the paging mode."""
+        self.memory.paging.select(self.memory.encrypted and not self.machine.virtual.has_c_bit)
+
+    # Interrupts
+
+    def accept_events(self) -> bool:
+        """INIT and SIPI, kvm_apic_accept_events(); whether the vCPU can execute."""
+        if self._init:
+            self._init = False
+            self.lapic.reset()
+            if not self.es:
+                self.restart()
+                self._vector = None
+            self.activity = Activity.RUNNABLE if self.vcpu.identifier == 0 else Activity.INIT_RECEIVED
+        if self._sipi is not None:
+            vector, self._sipi = self._sipi, None
+            if self.activity is Activity.INIT_RECEIVED:
+                self._start_by(vector)
+                self.activity = Activity.RUNNABLE
+        if self.activity in (Activity.HALTED, Activity.RESET_HOLD) and self._wakes():
+            self.activity = Activity.RUNNABLE
+        return self.activity is Activity.RUNNABLE
+
+    def _wakes(self) -> bool:
+        self.lapic.tick(self.machine.now_ns)
+        return self.lapic.nmi or self.lapic.pending is not None
+
+    def _start_by(self, vector: int) -> None:
+        """The first SIPI of a SEV-ES vCPU starts its save area as measured, the others end a reset hold."""
+        if not self.es:
+            self._vector = vector
+        elif self._first_sipi_received:
+            self.ghcb.woken()
+        self._first_sipi_received = True
+
+    def halt(self) -> None:
+        """HLT: until an interrupt."""
+        self.activity = Activity.HALTED
+
+    def hold(self) -> None:
+        """AP reset hold: until a SIPI."""
+        self.activity = Activity.RESET_HOLD
+
+    def receive_init(self) -> None:
+        """INIT arrives."""
+        self._init = True
+        self._sipi = None
+
+    def receive_sipi(self, vector: int) -> None:
+        """SIPI arrives."""
+        self._sipi = vector
+
+    def offer_interrupt(self) -> None:
+        """Deliver what is pending if the guest takes it, otherwise ask for the moment when it does."""
+        self.lapic.tick(self.machine.now_ns)
+        vector = self.lapic.pending
+        wanted = vector is not None or self.lapic.nmi
+        if wanted and self.context_entered and self.machine.events.interruptible:
+            if self.lapic.nmi:
+                self.lapic.nmi = False
+                vector = 2
+            elif vector is not None:
+                self.lapic.acknowledge(vector)
+            self.machine.trace.interrupt(vector or 0)
+            self.machine.events.deliver(vector or 0)
+            wanted = self.lapic.pending is not None
+        self.engine.want_interrupt_window(wanted)
+
+    @property
+    def context_entered(self) -> bool:
+        """Whether the guest has begun: before, the engine stands before its VMRUN."""
+        return self._standing
+
+    def write_lapic(self, register: int, value: int) -> None:
+        """A write that may send an interrupt."""
+        served = self.lapic.highest_in_service if register == EOI else 0
+        ipi = self.lapic.write(register, value, self.machine.now_ns)
+        if served and self.lapic.level >> served & 1:
+            self.machine.devices.end_of_interrupt(served)
+        if ipi is not None:
+            self.machine.send(self, ipi)
+
+    # Exits
+
+    def exit(self, code: int | None) -> exits.Handling | None:
+        """Handle an exit; what is left to do if the VMM has to be asked."""
+        self.stands()
+        if code is None:
+            return None
+        self.exits += 1
+        try:
+            if code < 0:
+                self.machine.events.deliver(-code, software=True)
+                return None
+            return intercepts.handle(self, code)
+        except PageFault as fault:  # while operands were read: the guest's own fault
+            self.state.cr[2] = fault.address
+            self.machine.events.deliver(events.PAGE_FAULT, fault.error)
+            return None
+
+    def stands(self) -> None:
+        """The guest has begun, and is at RIP now."""
+        self._standing = True
+        self.last_rip = self.state.eip
+
+    def advance(self, length: int) -> None:
+        """The instruction is done."""
+        state = self.state
+        mask = (1 << 64) - 1 if state.hflags & HF_CS64 else 0xFFFFFFFF
+        state.eip = state.eip + length & mask
+        state.hflags &= ~HF_INHIBIT_IRQ
+
+    def vc(self, code: int) -> None:
+        """#VC: the guest's own handler has to ask for it."""
+        self.machine.events.deliver(events.VMM_COMMUNICATION, code)
+
+    @property
+    def linear_ip(self) -> int:
+        """Where the instruction is."""
+        return int(self.state.segs[CS].base + self.state.eip)
+
+    def code(self, size: int) -> bytes:
+        """Instruction bytes, as many as there are before a page that is not there."""
+        at = self.linear_ip
+        try:
+            return self.machine.virtual.read(at, size)
+        except PageFault:
+            return self.machine.virtual.read(at, min(size, 0x1000 - at % 0x1000))
+
+    def triple_fault(self) -> exits.Handling:
+        """Event delivery gave up, or the SHUTDOWN intercept: the end of this vCPU."""
+        self.machine.trace.note(f"vCPU {self.vcpu.identifier}: triple fault")
+        self.ended = exits.Shutdown(failed=self.es and not self.vcpu.profile.shutdown_exit)
+        yield self.ended

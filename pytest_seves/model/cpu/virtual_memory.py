@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guest memory by linear address: the page walk that instruction emulation and event delivery need.
+
+Source: AMD64 Architecture Programmer's Manual volume 2 (24593), chapter 5; 15.34.5 for the C-bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .engine import Engine
+from .guest_memory import GuestMemory, NotMemory
+from .layout import EFER_LMA
+from .nested_paging import C_BIT_MASK, PAGE
+
+CR0_PG = 1 << 31
+CR4_PAE = 1 << 5
+_CR4_PSE = 1 << 4
+_PRESENT, _WRITABLE, _USER, _LARGE = 1, 2, 4, 0x80
+_ADDRESS = 0x000F_FFFF_FFFF_F000
+
+
+class PageFault(Exception):
+    """A linear address that is not mapped for this access."""
+
+    def __init__(self, address: int, error: int) -> None:
+        super().__init__(f"{address:#x}")
+        self.address = address
+        self.error = error
+
+
+class VirtualMemory:
+    """The current vCPU's address space."""
+
+    def __init__(self, engine: Engine, memory: GuestMemory) -> None:
+        self._state = engine.state
+        self._memory = memory
+
+    @property
+    def has_c_bit(self) -> bool:
+        """Whether page tables can hold one: without, every access is private."""
+        return bool(self._state.cr[0] & CR0_PG and self._state.cr[4] & CR4_PAE)
+
+    def translate(self, address: int, *, write: bool = False) -> tuple[int, bool]:
+        """(guest physical address, private).
+
+        :raise PageFault: not present, or not writable.
+        """
+        state = self._state
+        if not state.cr[0] & CR0_PG:
+            return address & 0xFFFFFFFF, True
+        error = (2 if write else 0) | (4 if state.hflags & 3 == 3 else 0)
+        encrypted = self._memory.encrypted
+        wide = bool(state.cr[4] & CR4_PAE)
+        shifts: tuple[int, ...]
+        if state.efer & EFER_LMA:
+            table, shifts = state.cr[3] & _ADDRESS, (39, 30, 21, 12)
+        elif wide:
+            table, shifts = state.cr[3] & 0xFFFFFFE0, (30, 21, 12)
+        else:
+            table, shifts = state.cr[3] & 0xFFFFF000, (22, 12)
+        private = True
+        for shift in shifts:
+            size, bits = (8, 511) if wide else (4, 1023)
+            index = address >> shift & (3 if shift == 30 and len(shifts) == 3 else bits)
+            place = (table & ~C_BIT_MASK if encrypted else table) + index * size
+            entry = int.from_bytes(self._memory.read(place, size, private), "little")
+            if not entry & _PRESENT:
+                raise PageFault(address, error)
+            top = shift == 30 and len(shifts) == 3
+            if write and not top and not entry & _WRITABLE and state.cr[0] & 1 << 16:
+                raise PageFault(address, error | 1)
+            private = bool(entry & C_BIT_MASK) if encrypted and wide else True
+            table = entry & _ADDRESS
+            if shift in (30, 22, 21) and entry & _LARGE and not top and self._large(shift):
+                table &= -(1 << shift)
+                break
+        offset = address & ((1 << shift) - 1)
+        gpa = (table & ~C_BIT_MASK if encrypted else table) | offset
+        return gpa, private
+
+    def _large(self, shift: int) -> bool:
+        return shift != 22 or bool(self._state.cr[4] & _CR4_PSE)
+
+    def read(self, address: int, size: int) -> bytes:
+        """Bytes at a linear address.
+
+        :raise PageFault: it is not mapped, or not to memory.
+        """
+        out = b""
+        for at, length in self._pieces(address, size):
+            gpa, private = self.translate(at)
+            try:
+                out += self._memory.read(gpa, length, private)
+            except NotMemory:
+                raise PageFault(at, 0) from None
+        return out
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write bytes at a linear address; nothing if not all of it can be written.
+
+        :raise PageFault: it is not mapped writable, or not to memory.
+        """
+        places = [(self.translate(at, write=True), length) for at, length in self._pieces(address, len(data))]
+        done = 0
+        for (gpa, private), length in places:
+            try:
+                self._memory.write(gpa, data[done : done + length], private)
+            except NotMemory:
+                raise PageFault(address + done, 2) from None
+            done += length
+
+    def read_number(self, address: int, size: int) -> int:
+        """A little-endian number."""
+        return int.from_bytes(self.read(address, size), "little")
+
+    def _pieces(self, address: int, size: int) -> Iterator[tuple[int, int]]:
+        mask = (1 << 64) - 1 if self._state.efer & EFER_LMA else 0xFFFFFFFF
+        while size > 0:
+            length = min(size, PAGE - address % PAGE)
+            yield address & mask, length
+            address, size = address + length, size - length
