@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Fixtures of tests that call KVM directly."""
+"""Fixtures: init paths for direct calls of KVM, and a guest that says what its vCPUs met."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_seves.guest.init_path import INIT_PATHS, InitPath
+from pytest_seves.guest.probe import Probe
 
 if TYPE_CHECKING:
-    from pytest_seves.fixtures import Kvm
+    from pytest_seves.fixtures import Kvm, Launcher
 
 
 @pytest.fixture(params=INIT_PATHS, ids=lambda path: path.name.lower())
@@ -19,3 +20,9 @@ def es_path(request: pytest.FixtureRequest, kvm: Kvm) -> InitPath:
     path: InitPath = request.param
     kvm.require(path)
     return path
+
+
+@pytest.fixture
+def probe(launch_guest: Launcher) -> Probe:
+    """Factory: ``probe("park", vcpus=3, rounds=100)`` launches the probe guest (guest/payload)."""
+    return Probe(launch_guest)

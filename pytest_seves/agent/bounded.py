@@ -48,6 +48,12 @@ class BoundedBytes:
         self._cut()
         return bytes(self._tail)
 
+    def since(self, start: int) -> bytes:
+        """What is kept of the bytes from `start` on."""
+        self._cut()
+        gone = self.total - len(self._tail)
+        return bytes(self._head[start:]) + bytes(self._tail[max(start - gone, 0) :])
+
     @property
     def dropped(self) -> int:
         """How many bytes between head and tail are gone."""

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 from typing import Any, Callable, Optional
@@ -27,17 +28,23 @@ GDB_FD = 5
 _GRACE_S = 5.0
 _DRAIN_S = 1.0
 _PIPE_SIZE = 1 << 20
+_OVERLAP = 1024  # longer lines are not searched for as a whole
 _F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ since Python 3.10
 
 Done = Callable[[dict[str, Any]], None]
 
 
 class _Waiter:
-    """A request that is answered when the launch has come far enough, or at its deadline."""
+    """A request that is answered when the launch has come far enough, or at its deadline.
 
-    def __init__(self, until: str, done: Done) -> None:
+    :param pattern: what the console must say, until "console".
+    """
+
+    def __init__(self, until: str, done: Done, pattern: re.Pattern[bytes] | None = None) -> None:
         self.until = until
         self.done: Done | None = done
+        self.pattern = pattern
+        self.start = self.seen = 0  # bytes of the console: from where on it counts, and those looked at
 
     def answer(self, result: dict[str, Any]) -> None:
         """Answer once."""
@@ -106,7 +113,7 @@ class Launch:
         self._sources = [
             Source(loop, ends.out, self._timeline.add, self._check),
             Source(loop, ends.status, self._milestones, self._check),
-            Source(loop, ends.console.detach(), self._kept["console"].add, self._check),
+            Source(loop, ends.console.detach(), self._said, self._check),
             Source(loop, ends.stdout, self._kept["stdout"].add, self._check),
             Source(loop, ends.stderr, self._kept["stderr"].add, self._check),
         ]
@@ -173,11 +180,21 @@ class Launch:
 
     # What the controller asks
 
-    def wait(self, done: Done, *, until: str, timeout_s: float) -> None:
-        """Answer once every created vCPU has run (until "running"), the VMM has ended ("exit"), or late."""
-        if until not in ("running", "exit"):
-            raise ValueError(f"until {until!r}: wanted running or exit")
-        waiter = _Waiter(until, done)
+    def wait(
+        self, done: Done, *, until: str, timeout_s: float, pattern: str = "", fresh: bool = False
+    ) -> None:
+        """Answer once every created vCPU has run (until "running"), the VMM has ended ("exit"), or late.
+
+        Until "console": once the serial console has said `pattern`, a regular expression, from now on if
+        `fresh`; what is not kept of a flood is not searched.
+        """
+        if until not in ("running", "exit", "console"):
+            raise ValueError(f"until {until!r}: wanted running, exit or console")
+        try:
+            waiter = _Waiter(until, done, re.compile(pattern.encode()) if until == "console" else None)
+        except re.error as error:
+            raise ValueError(f"pattern {pattern!r}: no regular expression: {error}") from error
+        waiter.start = waiter.seen = self._kept["console"].total if fresh else 0
         self._waiters.append(waiter)
         self._loop.after(timeout_s, lambda: waiter.answer(self._progress(reached=False)))
         self._answer()
@@ -224,9 +241,22 @@ class Launch:
                 waiter.answer(self._progress(reached=all_run))
             elif waiter.until == "exit" and self.ended:
                 waiter.answer(self._progress(reached=self._exit is not None))
+            elif waiter.pattern is not None and (self._has_said(waiter) or self.ended):
+                waiter.answer(self._progress(reached=self._has_said(waiter)))
             elif waiter.until == "collect" and self.ended:
                 waiter.answer(self._everything())
         self._waiters = [waiter for waiter in self._waiters if waiter.done]
+
+    def _has_said(self, waiter: _Waiter) -> bool:
+        """Search what the console has said since the last time, and a little before that."""
+        console = self._kept["console"]
+        start, waiter.seen = max(waiter.seen - _OVERLAP, waiter.start), console.total
+        return waiter.pattern is not None and bool(waiter.pattern.search(console.since(start)))
+
+    def _said(self, data: bytes) -> None:
+        self._kept["console"].add(data)
+        if any(waiter.pattern for waiter in self._waiters):
+            self._answer()
 
     def _progress(self, *, reached: bool) -> dict[str, Any]:
         progress: dict[str, Any] = {"reached": reached, "running": sorted(self._running), "exit": self._exit}

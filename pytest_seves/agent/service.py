@@ -240,8 +240,8 @@ class Service:
 
         self._turns.share(granted, fail, _positive(timeout_s))
 
-    def _wait(self, done: Done, fail: command.Fail, launch: int, until: str, timeout_s: float) -> None:
-        self._get(launch).wait(done, until=until, timeout_s=_positive(timeout_s))
+    def _wait(self, done: Done, fail: command.Fail, launch: int, timeout_s: float, **args: Any) -> None:
+        self._get(launch).wait(done, timeout_s=_positive(timeout_s), **args)
 
     def _kill(self, done: Done, fail: command.Fail, launch: int, signal: int) -> None:
         done({"sent": self._get(launch).kill(signal)})

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from pytest_seves.errors import EvidenceError, Undecided
 from pytest_seves.spec.sev import Policy
 
 from .gdb import GdbTranscript
+from .probe_report import ProbeReport, read_report, read_reports
 from .qmp import QmpTranscript
 from .timeline import ES_INIT_COMMANDS, INIT_COMMANDS, Stage, Timeline
 
@@ -43,6 +45,18 @@ class Output:
         """Decoded as UTF-8; what is not becomes a backslash escape."""
         gap = f"\n[... {self.dropped} bytes not kept ...]\n".encode() if self.dropped else b""
         return (self.head + gap + self.tail).decode(errors="backslashreplace")
+
+    @property
+    def all(self) -> bytes:
+        """All of it.
+
+        :raise Undecided: some of it was not kept.
+        """
+        if self.dropped:
+            raise Undecided(
+                f"{self.dropped} of {self.size} bytes were not kept: a flood; it begins {self.head[:200]!r}"
+            )
+        return self.head + self.tail
 
     @property
     def size(self) -> int:
@@ -129,6 +143,25 @@ class Launch:
         if self.timeline.init_path in wanted:
             return self
         raise Undecided(f"{self.host}: the VM was not initialised as its policy asks: {self.account()}")
+
+    @cached_property
+    def report(self) -> ProbeReport:
+        """What the probe guest said on the console (guest/payload).
+
+        :raise Undecided: nothing, or no complete and readable report.
+        """
+        return read_report(self.console.all)
+
+    @cached_property
+    def reports(self) -> tuple[ProbeReport, ...]:
+        """Every report of the probe guest; the last may have no end yet.
+
+        :raise Undecided: what is on the console cannot be read as such, or there is none.
+        """
+        reports = read_reports(self.console.all)
+        if not reports:
+            raise Undecided(f"{self.host}: the probe guest said nothing: {self.account()}")
+        return reports
 
     @property
     def held(self) -> tuple[Usage, Usage]:

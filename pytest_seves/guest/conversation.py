@@ -18,7 +18,7 @@ from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClien
 from . import qemu
 from .gdbstub import GdbStub, StubError
 from .spec import GuestSpec
-from .steps import Gdb, Qmp, Repeat, Step, hmp
+from .steps import Await, Console, Gdb, Qmp, Repeat, Step, hmp
 
 if TYPE_CHECKING:
     from pytest_seves.host.client import AgentClient
@@ -78,6 +78,12 @@ class Conversation:
                 await self._debug(peer, step)
             elif isinstance(step, Repeat):
                 await self._repeat(peer, step)
+            elif isinstance(step, Console):
+                await asyncio.to_thread(self._read_console, step)
+            elif isinstance(step, Await):
+                self.phase = f"waiting for {' or '.join(step.events)}"
+                work = _event_or_end(peer, peer.events, step.events)
+                await self._within(asyncio.wait_for(work, step.timeout_s))
             else:
                 await self._execute(peer, step)
 
@@ -94,7 +100,7 @@ class Conversation:
                     raise
             if step.until:
                 self.phase = f"waiting for {' or '.join(step.until)} after {step.command}"
-                await self._within(_event_or_end(peer, listener))
+                await self._within(_event_or_end(peer, listener, step.until))
 
     async def _repeat(self, peer: QMPClient, step: Repeat) -> None:
         commands = [*step.steps] * step.times
@@ -124,6 +130,14 @@ class Conversation:
         request = {"launch": self._number, "signal": int(signal.Signals[ends])}
         await asyncio.to_thread(self._client.call, "kill", request)
 
+    def _read_console(self, step: Console) -> None:
+        self.phase = f"waiting for {step.pattern!r} on the console"
+        left = min(step.timeout_s, max(self._deadline - time.monotonic(), 0.1))
+        wanted = {"until": "console", "pattern": step.pattern, "fresh": step.fresh}
+        request = {"launch": self._number, "timeout_s": left, **wanted}
+        if not self._client.call("wait", request, timeout_s=left + END_GRACE_S)["reached"]:
+            raise TimeoutError
+
     def _running(self) -> bool:
         left = max(self._deadline - time.monotonic(), 0.1)
         request = {"launch": self._number, "until": "running", "timeout_s": left}
@@ -139,15 +153,20 @@ class Conversation:
             return  # it was a goodbye to a VMM that had gone first
 
 
-async def _event_or_end(peer: QMPClient, listener: EventListener) -> None:
+async def _event_or_end(peer: QMPClient, listener: EventListener, names: Sequence[str]) -> None:
     """Wait for an event, or until the VMM has closed the conversation."""
-    event = asyncio.create_task(listener.get())
+    event = asyncio.create_task(_event(listener, names))
     end = asyncio.create_task(_end(peer))
     try:
         await asyncio.wait({event, end}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in (event, end):
             task.cancel()
+
+
+async def _event(listener: EventListener, names: Sequence[str]) -> None:
+    while (await listener.get())["event"] not in names:
+        pass
 
 
 async def _end(peer: QMPClient) -> None:

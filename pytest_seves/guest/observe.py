@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _KEPT = 1 << 20
 _KEPT_EACH = 8 << 10
 _DEFAULT = GuestSpec()
+#: For a VMM that did not play along to end by itself.
+_STUCK_S = 2.0
 
 
 def observe(
@@ -79,7 +81,7 @@ def observe(
         left = max(deadline - time.monotonic(), 0.1)
         collected = client.call(
             "collect",
-            {"launch": number, "timeout_s": min(left, END_GRACE_S)},
+            {"launch": number, "timeout_s": min(left, _STUCK_S if conversation.phase else END_GRACE_S)},
             timeout_s=timeout_s + END_GRACE_S,
         )
     return _launch(collected, argv=tuple(argv), host=host, phase=conversation.phase)

@@ -39,7 +39,28 @@ class Gdb:
     packets: tuple[str, ...]
 
 
-Step = Qmp | Repeat | Gdb
+@dataclass(frozen=True)
+class Console:
+    """Wait until the serial console has said something, or until the VMM has ended.
+
+    :param pattern: a regular expression.
+    :param fresh: what was said before this step does not count.
+    """
+
+    pattern: str
+    timeout_s: float
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Await:
+    """Wait for a QMP event that came, or comes, since the conversation began, or until the VMM has ended."""
+
+    events: tuple[str, ...]
+    timeout_s: float
+
+
+Step = Qmp | Repeat | Gdb | Console | Await
 
 
 def qmp(command: str, *, until: tuple[str, ...] = (), **arguments: Any) -> Qmp:
@@ -56,6 +77,16 @@ def hmp(line: str) -> Qmp:
 def repeat(times: int, *steps: Qmp) -> Repeat:
     """`steps`, `times` times."""
     return Repeat(steps, times)
+
+
+def console(pattern: str, *, timeout_s: float = 30.0, fresh: bool = False) -> Console:
+    """Wait for something on the serial console."""
+    return Console(pattern, timeout_s, fresh)
+
+
+def event(*names: str, timeout_s: float = 10.0) -> Await:
+    """Wait for one of these QMP events."""
+    return Await(names, timeout_s)
 
 
 def gdb(*packets: str) -> Gdb:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..spec import kvm
 from . import vcpu_fpu, vcpu_msrs, vcpu_reset
+from .cpu.exits import INVALID_STATE
 from .long_mode import valid_sregs
 from .vcpu_fpu import FpuState
 
@@ -24,11 +25,9 @@ if TYPE_CHECKING:
 
 _RUN_IMMEDIATE_EXIT = 1
 _RUN_EXIT_REASON = 8
-_RUN_HARDWARE = 32
+_RUNNABLE = 0  # KVM_MP_STATE_RUNNABLE; others wait for a SIPI before they are entered
 _RUN_SYNC_REGS = 288  # kvm_valid_regs, kvm_dirty_regs
-_EXIT_FAIL_ENTRY = 9
 _EXIT_INTR = 10
-_SVM_EXIT_ERR = (1 << 64) - 1
 _SREGS2_FLAG_PDPTRS = 1
 _CONTROL = slice(kvm.SREGS.field("cr0").offset, kvm.SREGS.field("interrupt_bitmap").offset)
 _CR2_CR3 = slice(kvm.SREGS.field("cr2").offset, kvm.SREGS.field("cr4").offset)
@@ -104,12 +103,15 @@ class Vcpu:
             return -errno.EINTR
         if self.vm.need_init:
             return -errno.EINVAL
-        if self.vm.es and not self.protected and not self.profile.wrong_late_vcpu:
-            self._write_run(_RUN_EXIT_REASON, "<I", _EXIT_FAIL_ENTRY)
-            self._write_run(_RUN_HARDWARE, "<QI", _SVM_EXIT_ERR, 0)
-            return 0
+        if self.mp_state == _RUNNABLE and not self.may_enter:
+            return INVALID_STATE.store(self.run)
         self.vm.supervisor.park(call, self)
         return None
+
+    @property
+    def may_enter(self) -> bool:
+        """False for a vCPU of a SEV-ES guest that was never measured: VMRUN refuses its save area."""
+        return self.protected or not self.vm.es or self.profile.wrong_late_vcpu
 
     @property
     def _sync_regs(self) -> int:

@@ -20,6 +20,7 @@ _IO, _HLT, _MMIO, _SHUTDOWN, _FAIL_ENTRY, _INTERNAL_ERROR, _SYSTEM_EVENT = 2, 5,
 _RESET_HOLD = 32
 _SEV_TERM = 6
 _UNEXPECTED_EXIT = 4
+_SVM_EXIT_ERR = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ class Plain:
         struct.pack_into("<I", run, _EXIT_REASON, self.reason)
         if self.reason == _INTERNAL_ERROR:
             struct.pack_into("<II", run, _UNION, _UNEXPECTED_EXIT, 0)
+        elif self.reason == _FAIL_ENTRY:
+            struct.pack_into("<QI", run, _UNION, _SVM_EXIT_ERR, 0)
         return self.result_code
 
     def result(self, _: mmap.mmap) -> bytes:
@@ -119,6 +122,8 @@ class Plain:
 
 HALT = Plain(_HLT)
 RESET_HOLD = Plain(_RESET_HOLD)
+#: VMRUN refuses a save area that was never encrypted.
+INVALID_STATE = Plain(_FAIL_ENTRY)
 INTERNAL_ERROR = Plain(_INTERNAL_ERROR)
 INVALID = Plain(0, -errno.EINVAL)
 

@@ -218,6 +218,9 @@ class Machine:
         return 0
 
     def _turn(self, processor: Processor) -> None:
+        if processor.stale and not processor.vcpu.may_enter:
+            self.leave(processor, exits.INVALID_STATE)
+            return
         self._switch(processor)
         if processor.ended is not None:
             self.leave(processor, processor.ended)

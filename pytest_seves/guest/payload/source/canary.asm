@@ -19,12 +19,13 @@ CHANGED_CR3     equ 4
 CHANGED_DR      equ 8
 CHANGED_MEMORY  equ 16
 
-; out: rax the canary of kind 0 and number 0; in: rbx
+; out: rax the canary of kind 0 and number 0; in: rbx; changes rdx
 canary_base:
         mov     eax, [rel cmd_seed_complement]
         not     eax
         shl     rax, 32
-        or      eax, [rbx + p_index]            ; clears the upper half
+        mov     edx, [rbx + p_index]
+        or      rax, rdx                        ; not eax: that would clear the upper half
         ret
 
 ; out: rax what DR0 holds
