@@ -19,7 +19,7 @@ DATA_SIZE = 4096
 _IO, _HLT, _MMIO, _SHUTDOWN, _FAIL_ENTRY, _INTERNAL_ERROR, _SYSTEM_EVENT = 2, 5, 6, 8, 9, 17, 24
 _RESET_HOLD = 32
 _SEV_TERM = 6
-_UNEXPECTED_EXIT = 4
+_EMULATION, _UNEXPECTED_EXIT = 1, 4
 
 
 @dataclass(frozen=True)
@@ -100,16 +100,17 @@ class Termination:
 
 @dataclass(frozen=True)
 class Plain:
-    """An exit that is its reason and no more, or an errno."""
+    """An exit that is little more than its reason, or an errno."""
 
     reason: int
     result_code: int = 0
+    suberror: int = 0
 
     def store(self, run: mmap.mmap) -> int:
         """Fill kvm_run; what KVM_RUN returns."""
         struct.pack_into("<I", run, _EXIT_REASON, self.reason)
         if self.reason == _INTERNAL_ERROR:
-            struct.pack_into("<II", run, _UNION, _UNEXPECTED_EXIT, 0)
+            struct.pack_into("<II", run, _UNION, self.suberror, 0)
         return self.result_code
 
     def result(self, _: mmap.mmap) -> bytes:
@@ -119,7 +120,8 @@ class Plain:
 
 HALT = Plain(_HLT)
 RESET_HOLD = Plain(_RESET_HOLD)
-INTERNAL_ERROR = Plain(_INTERNAL_ERROR)
+INTERNAL_ERROR = Plain(_INTERNAL_ERROR, suberror=_UNEXPECTED_EXIT)
+EMULATION_FAILURE = Plain(_INTERNAL_ERROR, suberror=_EMULATION)
 INVALID = Plain(0, -errno.EINVAL)
 
 Exit = PortIo | Mmio | Shutdown | Termination | Plain

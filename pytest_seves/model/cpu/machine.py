@@ -103,7 +103,7 @@ class Machine:
     def restart(self, vcpu: Vcpu) -> None:
         """The VMM has changed registers: start anew from them."""
         processor = self.processors.get(vcpu.identifier)
-        if processor is not None:
+        if processor is not None and not vcpu.protected:
             processor.restart()
 
     def activity(self, vcpu: Vcpu) -> int:
@@ -120,6 +120,11 @@ class Machine:
         """The VMM has set its local APIC, which it does on reset."""
         if vcpu.identifier in self.processors and not vcpu.protected:
             self.processors[vcpu.identifier].lapic.reset()
+
+    def set_apic_base(self, vcpu: Vcpu) -> None:
+        """The VMM has set the APIC base register."""
+        if vcpu.identifier in self.processors:
+            self.processors[vcpu.identifier].take_apic_base()
 
     def nmi(self, vcpu: Vcpu) -> None:
         """KVM_NMI."""

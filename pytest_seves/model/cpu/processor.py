@@ -65,7 +65,7 @@ class Processor:
         self._standing = False
         self.activity = Activity.RUNNABLE
         self.set_activity(vcpu.mp_state)
-        self.lapic.base = kvm.SREGS.decode(vcpu.sregs)["apic_base"]
+        self.take_apic_base()
         self.exits = 0
         self.last_rip = 0
         self._sipi: int | None = None
@@ -119,6 +119,11 @@ class Processor:
         known = [activity.value for activity in Activity]
         self.activity = Activity(state) if state in known else Activity.RUNNABLE
 
+    def take_apic_base(self) -> None:
+        """The APIC base register as KVM_SET_SREGS has it."""
+        at = kvm.SREGS.field("apic_base").offset
+        self.lapic.base = int.from_bytes(self.vcpu.sregs[at : at + 8], "little")
+
     def restart(self) -> None:
         """Start anew from the registers that KVM holds."""
         self.context = None
@@ -145,6 +150,7 @@ class Processor:
             vector, self._sipi = self._sipi, None
             if self.activity is Activity.INIT_RECEIVED:
                 self._start_by(vector)
+            if self.activity is not Activity.UNINITIALIZED:  # without INIT it only wakes
                 self.activity = Activity.RUNNABLE
         if self.activity in (Activity.HALTED, Activity.RESET_HOLD) and self._wakes():
             self.activity = Activity.RUNNABLE
@@ -259,5 +265,9 @@ class Processor:
     def triple_fault(self) -> exits.Handling:
         """Event delivery gave up, or the SHUTDOWN intercept: the end of this vCPU."""
         self.machine.trace.note(f"vCPU {self.vcpu.identifier}: triple fault")
-        self.ended = exits.Shutdown(failed=self.es and not self.vcpu.profile.shutdown_exit)
-        yield self.ended
+        return self.end(exits.Shutdown(failed=self.es and not self.vcpu.profile.shutdown_exit))
+
+    def end(self, reason: exits.Exit) -> exits.Handling:
+        """Every KVM_RUN ends so from now on."""
+        self.ended = reason
+        yield reason

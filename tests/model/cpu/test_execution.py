@@ -184,20 +184,6 @@ def test_host_without_its_engine_does_not_start(tmp_path: Path, monkeypatch: pyt
     ModelHost.start("linux-6.1:execute=N").close()
 
 
-def test_jump_into_nothing_ends_in_an_error(start: Start, tmp_path: Path) -> None:
-    """Code where no memory is: KVM_RUN ends, QEMU says so, and the trace tells where: jmp far 0xd000:0."""
-    image = bytearray(rom.image())
-    image[0xFFF0:0xFFF5] = bytes.fromhex("ea000000d0")
-    file = tmp_path / "nothing.bin"
-    file.write_bytes(image)
-    with ModelHost.start("linux-6.1", tmp_path / "host") as host:
-        guest, _ = start("es", on=host, firmware=f"-bios {file}", vcpus=1)
-        wait_for(lambda: guest("query-status")["status"] == "internal-error", lambda: guest("query-status"))
-        assert guest.quit() == 0
-        (trace,) = traces(host, 1)
-    assert trace["notes"] == ["vCPU 0: triple fault"]
-
-
 def test_model_without_execution_stands_still(start: Start) -> None:
     """execute=N: KVM_RUN lasts until it is kicked."""
     with ModelHost.start("linux-6.1:execute=N") as host:
