@@ -175,7 +175,7 @@ class Machine:
         if current is not None and current.handling is not None:
             return current
         chosen = self._chosen
-        if chosen is not None and not chosen.absent and chosen.accept_events():
+        if chosen is not None and _ready(chosen):
             return chosen  # its turn has come, though it was not there
         order = list(self.processors.values())
         first = order.index(current) if current is not None else 0
@@ -183,7 +183,7 @@ class Machine:
             first += 1
         for index in range(len(order)):
             processor = order[(first + index) % len(order)]
-            if not processor.absent and (processor.accept_events() or processor.ended is not None):
+            if _ready(processor):
                 self._yielded, self._chosen = False, processor
                 return processor
         return None
@@ -352,6 +352,13 @@ class Machine:
     def close(self) -> None:
         """The VM is gone."""
         self.trace.write(self)
+
+
+def _ready(processor: Processor) -> bool:
+    """Whether it can have a turn, or has an end to tell."""
+    if processor.ended is not None:
+        return processor.vcpu.in_kvm_run
+    return processor.accept_events() and not processor.absent
 
 
 def _receive(processor: Processor, ipi: lapic.Ipi) -> None:

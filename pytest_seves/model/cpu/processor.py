@@ -60,7 +60,7 @@ class Processor:
         self.asked: exits.Exit | None = None
         self.ended: exits.Exit | None = None
         self.entered = False
-        self.absent = False
+        self.absent = not vcpu.vm.in_kernel_lapic  # then the VMM decides which vCPUs run
         self.stale = True
         self._standing = False
         self.activity = Activity.RUNNABLE

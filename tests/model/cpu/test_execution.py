@@ -57,10 +57,9 @@ def wait_for_console(console: Path, text: bytes = rom.CONSOLE) -> None:
 
 def traces(host: ModelHost, count: int) -> list[dict[str, Any]]:
     """The last `count` guests of the host's log, which is written when a VM is gone."""
-    log = host.directory / "guests.jsonl"
 
     def lines() -> list[str]:
-        return log.read_text().splitlines() if log.exists() else []
+        return host.guest_log.read_text().splitlines() if host.guest_log.exists() else []
 
     wait_for(lambda: len(lines()) >= count, lines)
     return [json.loads(line) for line in lines()[-count:]]
@@ -191,4 +190,4 @@ def test_model_without_execution_stands_still(start: Start) -> None:
         assert guest("query-status")["status"] == "running"
         assert guest.quit() == 0
         assert console.read_bytes() == b""
-        assert not (host.directory / "guests.jsonl").exists()
+        assert not host.guest_log.exists()
