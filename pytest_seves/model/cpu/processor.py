@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...spec import ghcb as spec
 from ...spec import kvm
+from .. import vcpu_reset
 from . import events, exits, intercepts, start
 from .cpuid_view import CpuidView
 from .ghcb import Ghcb
@@ -143,8 +144,7 @@ class Processor:
             self._init = False
             self.lapic.reset()
             if not self.es:
-                self.restart()
-                self._vector = None
+                self._reset()
             self.activity = Activity.RUNNABLE if self.vcpu.identifier == 0 else Activity.INIT_RECEIVED
         if self._sipi is not None:
             vector, self._sipi = self._sipi, None
@@ -155,6 +155,15 @@ class Processor:
         if self.activity in (Activity.HALTED, Activity.RESET_HOLD) and self._wakes():
             self.activity = Activity.RUNNABLE
         return self.activity is Activity.RUNNABLE
+
+    def _reset(self) -> None:
+        """kvm_vcpu_reset() on INIT: the registers of a vCPU that is not protected."""
+        bootstrap = self.vcpu.identifier == 0
+        registers = kvm.REGS.decode(vcpu_reset.REGS)
+        self.vcpu.regs = kvm.REGS.encode(**{**registers, "rdx": self.cpuid(1, 0)[0]})
+        self.vcpu.sregs = vcpu_reset.sregs(bootstrap=bootstrap, apic_base=self.lapic.base)
+        self._vector = None
+        self.restart()
 
     def _wakes(self) -> bool:
         self.lapic.tick(self.machine.now_ns)

@@ -494,6 +494,17 @@ def test_plain_vcpu_starts_at_the_vector() -> None:
     assert board.guest(0x30100, 1) == 7
 
 
+def test_init_takes_a_plain_vcpu_back_to_real_mode() -> None:
+    """Twice: mov eax, cr0; or al, 1; mov cr0, eax; inc byte cs:[0x100]; hlt."""
+    code = bytes.fromhex("0f20c0 0c01 0f22c0 2efe060001 f4")
+    board = long_mode(ONLY_SECOND, "plain", vcpus=2, prepare=lambda board: board.put(0x20000, code))
+    for count in (1, 2):
+        sipi(board, 1)
+        board.work()
+        assert board.guest(0x20100, 1) == count
+        assert int.from_bytes(board.vcpus[1].sregs[224:232], "little") & 1
+
+
 # Repeatability
 
 
