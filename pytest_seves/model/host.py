@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from . import sshd
+from .cpu.trace import LOG_NAME as TRACE_NAME
 from .platform import LOG_NAME
 from .profiles import resolve
 
@@ -74,6 +75,11 @@ class ModelHost:
     def firmware_log(self) -> Path:
         """Commands that reached the modelled firmware, one JSON object a line."""
         return self.directory / LOG_NAME
+
+    @property
+    def guest_log(self) -> Path:
+        """What each guest did, one JSON object a line, written when its VM is gone."""
+        return self.directory / TRACE_NAME
 
     @property
     def pid(self) -> int:

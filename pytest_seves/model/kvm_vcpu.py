@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .kvm_vm import Vm
     from .supervisor import Call
 
-_RUN_IMMEDIATE_EXIT = 1
-_RUN_EXIT_REASON = 8
+_RUN_IMMEDIATE_EXIT, _RUN_EXIT_REASON = 1, 8
+_RUN_APIC_BASE = 24
 _RUNNABLE = 0  # KVM_MP_STATE_RUNNABLE; others wait for a SIPI before they are entered
 _RUN_SYNC_REGS = 288  # kvm_valid_regs, kvm_dirty_regs
 _EXIT_INTR = 10
@@ -136,6 +136,7 @@ class Vcpu:
     def interrupted(self) -> None:
         """KVM_RUN ends with EINTR."""
         self._write_run(_RUN_EXIT_REASON, "<I", _EXIT_INTR)
+        self.run[_RUN_APIC_BASE : _RUN_APIC_BASE + 8] = self.sregs[_APIC_BASE : _APIC_BASE + 8]
 
     def request_immediate_exit(self) -> None:
         """What the VMM's signal handler would do to a thread on its way into KVM_RUN."""
@@ -160,14 +161,11 @@ class Vcpu:
     def set_regs(self, call: Call) -> int:
         """KVM_SET_REGS."""
         raw = self.memory.read(call.argument, call.size)
+        self._bring_back()
         if raw != self.regs:
             self.regs = raw
-            self._registers_set()
+            self.vm.restart(self)
         return 0
-
-    def _registers_set(self) -> None:
-        if self.vm.machine is not None and not self.protected:
-            self.vm.machine.restart(self)
 
     def get_sregs(self, call: Call) -> int:
         """KVM_GET_SREGS: of a protected vCPU only CR0, CR4, CR8, EFER and APIC base are known."""
@@ -203,12 +201,14 @@ class Vcpu:
     def _set_sregs(self, raw: bytes) -> int:
         if not valid_sregs(raw):
             return -errno.EINVAL
-        if self.protected:
-            base = raw[_APIC_BASE : _APIC_BASE + 8]
-            self.sregs = self.sregs[:_APIC_BASE] + base + self.sregs[_APIC_BASE + 8 :]
-        elif raw != self.sregs:
+        self._bring_back()
+        base = raw[_APIC_BASE : _APIC_BASE + 8]
+        self.sregs = self.sregs[:_APIC_BASE] + base + self.sregs[_APIC_BASE + 8 :]
+        if self.vm.machine is not None:
+            self.vm.machine.set_apic_base(self)
+        if not self.protected and raw != self.sregs:
             self.sregs = raw
-            self._registers_set()
+            self.vm.restart(self)
         return 0
 
     def get_debugregs(self, call: Call) -> int:

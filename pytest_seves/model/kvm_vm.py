@@ -71,6 +71,11 @@ class Vm:
             self.supervisor.machines.append(self.machine)
         self.machine.add(vcpu)
 
+    def restart(self, vcpu: Vcpu) -> None:
+        """Registers of a vCPU were set."""
+        if self.machine is not None:
+            self.machine.restart(vcpu)
+
     def nmi(self, vcpu: Vcpu) -> int:
         """KVM_NMI on a vCPU."""
         if self.machine is not None:

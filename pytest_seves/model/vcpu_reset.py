@@ -32,8 +32,8 @@ def _segment(kind: int, *, selector: int = 0, base: int = 0, system: bool = Fals
     }
 
 
-def sregs(*, bootstrap: bool) -> bytes:
-    """kvm_sregs of the BSP, or of an AP."""
+def sregs(*, bootstrap: bool, apic_base: int | None = None) -> bytes:
+    """kvm_sregs of the BSP, or of an AP; INIT keeps the APIC base."""
     data = {name: _segment(3) for name in ("ds", "es", "fs", "gs", "ss")}
     return kvm.SREGS.encode(
         **data,
@@ -43,7 +43,7 @@ def sregs(*, bootstrap: bool) -> bytes:
         gdt={"limit": 0xFFFF},
         idt={"limit": 0xFFFF},
         cr0=0x60000010,
-        apic_base=_APIC_BASE | (_APIC_BASE_BSP if bootstrap else 0),
+        apic_base=apic_base or _APIC_BASE | (_APIC_BASE_BSP if bootstrap else 0),
     )
 
 

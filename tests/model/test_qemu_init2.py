@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sevsnpmeasure.sev_mode import SevMode
 from sevsnpmeasure.vmm_types import VMMType
 
 from pytest_seves.model.host import ModelHost
+from tests.model.cpu import rom
 from tests.model.driving import Guest, Ssh, qemu_command
 
 FIRMWARE = "/usr/share/ovmf/OVMF.fd"
@@ -97,4 +99,16 @@ def test_other_guests_start(
     """What else such a QEMU starts."""
     guest = launch(on=kernel, binary=binary, **options)
     assert guest("query-status")["status"] == "running"
+    assert guest.quit() == 0
+
+
+def test_guest_executes(kernel: ModelHost, launch: Callable[..., Guest], binary: str, tmp_path: Path) -> None:
+    """Both vCPUs of a VM of the SEV-ES type, from their save areas, with a newer QEMU."""
+    image, console = tmp_path / "rom.bin", tmp_path / "console"
+    image.write_bytes(rom.image())
+    firmware, extra = f"-bios {image}", f"-serial file:{console}"
+    guest = launch(on=kernel, binary=binary, sev_options=INIT2, vcpus=2, firmware=firmware, extra=extra)
+    end = time.monotonic() + 20
+    while not console.exists() or console.read_bytes() != rom.CONSOLE:
+        assert time.monotonic() < end, guest("query-status")
     assert guest.quit() == 0

@@ -34,6 +34,7 @@ _NEVER = 0xFFFF_FFFF_FFFF_FFF0
 _PAT_RESET = 0x0007040600070406
 _DR_AFTER_PAT = 120  # bytes from CPUX86State.pat to .dr
 _ERROR_AFTER_PAT = 104
+_SOFTWARE_AFTER_PAT = 108  # exception_is_int
 _VIRQ = 0x100  # CPU_INTERRUPT_VIRQ
 _BEFORE_STATE = 0x10000
 _IO_BREAKPOINT = 0x20402  # DR7: breakpoint 0 on I/O
@@ -88,6 +89,7 @@ class Engine:
         control, state = self.control, self.state
         control.budget, control.number = budget, NO_EXIT
         state.hflags |= HF_IOBPT
+        self._software_interrupt.value = 0  # else unicorn takes its return address for the next exit's RIP
         try:
             self.uc.emu_start(state.eip, _NEVER)
         except self._error_type as error:
@@ -249,6 +251,7 @@ class Engine:
         pat = peek(address, 0x4000).find(struct.pack("<Q", _PAT_RESET))
         self.debug = array_at(ctypes.c_uint64 * 8, address + pat + _DR_AFTER_PAT)
         self._error = array_at(ctypes.c_uint32, address + pat + _ERROR_AFTER_PAT)
+        self._software_interrupt = array_at(ctypes.c_uint32, address + pat + _SOFTWARE_AFTER_PAT)
         if pat < 0 or self.debug[6] != 0xFFFF0FF0 or self.debug[7] != 0x400:
             raise EngineUnavailable(_not_as_it_was("the debug registers are elsewhere"))
 

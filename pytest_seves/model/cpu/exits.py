@@ -19,7 +19,7 @@ DATA_SIZE = 4096
 _IO, _HLT, _MMIO, _SHUTDOWN, _FAIL_ENTRY, _INTERNAL_ERROR, _SYSTEM_EVENT = 2, 5, 6, 8, 9, 17, 24
 _RESET_HOLD = 32
 _SEV_TERM = 6
-_UNEXPECTED_EXIT = 4
+_EMULATION, _UNEXPECTED_EXIT = 1, 4
 _SVM_EXIT_ERR = (1 << 64) - 1
 
 
@@ -101,16 +101,17 @@ class Termination:
 
 @dataclass(frozen=True)
 class Plain:
-    """An exit that is its reason and no more, or an errno."""
+    """An exit that is little more than its reason, or an errno."""
 
     reason: int
     result_code: int = 0
+    suberror: int = 0
 
     def store(self, run: mmap.mmap) -> int:
         """Fill kvm_run; what KVM_RUN returns."""
         struct.pack_into("<I", run, _EXIT_REASON, self.reason)
         if self.reason == _INTERNAL_ERROR:
-            struct.pack_into("<II", run, _UNION, _UNEXPECTED_EXIT, 0)
+            struct.pack_into("<II", run, _UNION, self.suberror, 0)
         elif self.reason == _FAIL_ENTRY:
             struct.pack_into("<QI", run, _UNION, _SVM_EXIT_ERR, 0)
         return self.result_code
@@ -124,7 +125,8 @@ HALT = Plain(_HLT)
 RESET_HOLD = Plain(_RESET_HOLD)
 #: VMRUN refuses a save area that was never encrypted.
 INVALID_STATE = Plain(_FAIL_ENTRY)
-INTERNAL_ERROR = Plain(_INTERNAL_ERROR)
+INTERNAL_ERROR = Plain(_INTERNAL_ERROR, suberror=_UNEXPECTED_EXIT)
+EMULATION_FAILURE = Plain(_INTERNAL_ERROR, suberror=_EMULATION)
 INVALID = Plain(0, -errno.EINVAL)
 
 Exit = PortIo | Mmio | Shutdown | Termination | Plain

@@ -86,9 +86,9 @@ class Ghcb:
         if info == spec.SEV_INFO_REQUEST:
             self.msr = spec.sev_info(self._version, _MIN_VERSION, C_BIT)
         elif info == spec.CPUID_REQUEST:
-            register = self.msr >> 30 & 3
-            value = self._processor.cpuid(self.msr >> 32, 0)[register]
-            self.msr = value << 32 | self.msr & 0xFFFFF000 | spec.CPUID_RESPONSE
+            leaf = self._processor.cpuid(self.msr >> 32, 0)
+            self._show_leaf(leaf)
+            self.msr = leaf[self.msr >> 30 & 3] << 32 | self.msr & 0xFFFFF000 | spec.CPUID_RESPONSE
         elif info == spec.AP_RESET_HOLD_REQUEST and self._processor.vcpu.profile.ghcb_2:
             self._hold = _MSR_PROTOCOL
             self.msr = spec.AP_RESET_HOLD_RESPONSE
@@ -101,6 +101,12 @@ class Ghcb:
         ):
             return self._terminate()
         return None  # an unknown request keeps its value
+
+    def _show_leaf(self, leaf: tuple[int, int, int, int]) -> None:
+        """KVM answers by its handler of CPUID, which leaves the result in its own copies of the registers."""
+        shown = kvm.REGS.decode(self._processor.vcpu.regs)
+        shown.update(zip(("rax", "rbx", "rcx", "rdx"), leaf, strict=True))
+        self._processor.vcpu.regs = kvm.REGS.encode(**shown)
 
     def _terminate(self) -> exits.Handling:
         self._processor.machine.trace.note(

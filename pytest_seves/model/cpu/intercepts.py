@@ -165,11 +165,17 @@ def memory_comes(cpu: Processor) -> bool:
     return cpu.memory.fault(gpa, write=bool(information & 2), private=private)
 
 
-def _not_memory(cpu: Processor) -> None:
+def _not_memory(cpu: Processor) -> exits.Handling | None:
     if cpu.es:
         cpu.vc(vmcb.NPF)
-    else:
-        cpu.machine.accesses.map_mmio(cpu.engine.exit_address & ~C_BIT_MASK)
+        return None
+    gpa = cpu.engine.exit_address & ~C_BIT_MASK
+    fetched_from, _ = cpu.machine.virtual.translate(cpu.linear_ip)
+    if fetched_from >> 12 == gpa >> 12:
+        cpu.machine.trace.note(f"vCPU {cpu.vcpu.identifier}: code at {gpa:#x}, where no memory is")
+        return cpu.end(exits.EMULATION_FAILURE)
+    cpu.machine.accesses.map_mmio(gpa)
+    return None
 
 
 _HANDLERS: Mapping[int, Callable[[Processor], exits.Handling | None]] = {

@@ -103,7 +103,7 @@ class Machine:
     def restart(self, vcpu: Vcpu) -> None:
         """The VMM has changed registers: start anew from them."""
         processor = self.processors.get(vcpu.identifier)
-        if processor is not None:
+        if processor is not None and not vcpu.protected:
             processor.restart()
 
     def activity(self, vcpu: Vcpu) -> int:
@@ -120,6 +120,11 @@ class Machine:
         """The VMM has set its local APIC, which it does on reset."""
         if vcpu.identifier in self.processors and not vcpu.protected:
             self.processors[vcpu.identifier].lapic.reset()
+
+    def set_apic_base(self, vcpu: Vcpu) -> None:
+        """The VMM has set the APIC base register."""
+        if vcpu.identifier in self.processors:
+            self.processors[vcpu.identifier].take_apic_base()
 
     def nmi(self, vcpu: Vcpu) -> None:
         """KVM_NMI."""
@@ -170,7 +175,7 @@ class Machine:
         if current is not None and current.handling is not None:
             return current
         chosen = self._chosen
-        if chosen is not None and not chosen.absent and chosen.accept_events():
+        if chosen is not None and _ready(chosen):
             return chosen  # its turn has come, though it was not there
         order = list(self.processors.values())
         first = order.index(current) if current is not None else 0
@@ -178,7 +183,7 @@ class Machine:
             first += 1
         for index in range(len(order)):
             processor = order[(first + index) % len(order)]
-            if not processor.absent and (processor.accept_events() or processor.ended is not None):
+            if _ready(processor):
                 self._yielded, self._chosen = False, processor
                 return processor
         return None
@@ -350,6 +355,13 @@ class Machine:
     def close(self) -> None:
         """The VM is gone."""
         self.trace.write(self)
+
+
+def _ready(processor: Processor) -> bool:
+    """Whether it can have a turn, or has an end to tell."""
+    if processor.ended is not None:
+        return processor.vcpu.in_kvm_run
+    return processor.accept_events() and not processor.absent
 
 
 def _receive(processor: Processor, ipi: lapic.Ipi) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...spec import ghcb as spec
 from ...spec import kvm
+from .. import vcpu_reset
 from . import events, exits, intercepts, start
 from .cpuid_view import CpuidView
 from .ghcb import Ghcb
@@ -60,12 +61,12 @@ class Processor:
         self.asked: exits.Exit | None = None
         self.ended: exits.Exit | None = None
         self.entered = False
-        self.absent = False
+        self.absent = not vcpu.vm.in_kernel_lapic  # then the VMM decides which vCPUs run
         self.stale = True
         self._standing = False
         self.activity = Activity.RUNNABLE
         self.set_activity(vcpu.mp_state)
-        self.lapic.base = kvm.SREGS.decode(vcpu.sregs)["apic_base"]
+        self.take_apic_base()
         self.exits = 0
         self.last_rip = 0
         self._sipi: int | None = None
@@ -101,7 +102,7 @@ class Processor:
             self.cpuid = CpuidView(self.vcpu.cpuid, encrypted=self.memory.encrypted)
             values = start.save_area(self.vcpu, self.machine.key)
             if self._vector is not None:
-                values = start.at_vector(values, self._vector)
+                values, self._vector = start.at_vector(values, self._vector), None
             hide = self.es and not values["sev_features"] & 1 << 5  # DebugSwap
             start.enter(self.engine, self.memory.paging.root, values, hide_dr7=hide)
             c_bit = values["cr0"] & CR0_PG and values["cr4"] & CR4_PAE
@@ -118,6 +119,11 @@ class Processor:
         """KVM_SET_MP_STATE; states of SMM and others that the model lacks count as runnable."""
         known = [activity.value for activity in Activity]
         self.activity = Activity(state) if state in known else Activity.RUNNABLE
+
+    def take_apic_base(self) -> None:
+        """The APIC base register as KVM_SET_SREGS has it."""
+        at = kvm.SREGS.field("apic_base").offset
+        self.lapic.base = int.from_bytes(self.vcpu.sregs[at : at + 8], "little")
 
     def restart(self) -> None:
         """Start anew from the registers that KVM holds."""
@@ -138,17 +144,26 @@ class Processor:
             self._init = False
             self.lapic.reset()
             if not self.es:
-                self.restart()
-                self._vector = None
+                self._reset()
             self.activity = Activity.RUNNABLE if self.vcpu.identifier == 0 else Activity.INIT_RECEIVED
         if self._sipi is not None:
             vector, self._sipi = self._sipi, None
             if self.activity is Activity.INIT_RECEIVED:
                 self._start_by(vector)
+            if self.activity is not Activity.UNINITIALIZED:  # without INIT it only wakes
                 self.activity = Activity.RUNNABLE
         if self.activity in (Activity.HALTED, Activity.RESET_HOLD) and self._wakes():
             self.activity = Activity.RUNNABLE
         return self.activity is Activity.RUNNABLE
+
+    def _reset(self) -> None:
+        """kvm_vcpu_reset() on INIT: the registers of a vCPU that is not protected."""
+        bootstrap = self.vcpu.identifier == 0
+        registers = kvm.REGS.decode(vcpu_reset.REGS)
+        self.vcpu.regs = kvm.REGS.encode(**{**registers, "rdx": self.cpuid(1, 0)[0]})
+        self.vcpu.sregs = vcpu_reset.sregs(bootstrap=bootstrap, apic_base=self.lapic.base)
+        self._vector = None
+        self.restart()
 
     def _wakes(self) -> bool:
         self.lapic.tick(self.machine.now_ns)
@@ -259,5 +274,9 @@ class Processor:
     def triple_fault(self) -> exits.Handling:
         """Event delivery gave up, or the SHUTDOWN intercept: the end of this vCPU."""
         self.machine.trace.note(f"vCPU {self.vcpu.identifier}: triple fault")
-        self.ended = exits.Shutdown(failed=self.es and not self.vcpu.profile.shutdown_exit)
-        yield self.ended
+        return self.end(exits.Shutdown(failed=self.es and not self.vcpu.profile.shutdown_exit))
+
+    def end(self, reason: exits.Exit) -> exits.Handling:
+        """Every KVM_RUN ends so from now on."""
+        self.ended = reason
+        yield reason

@@ -286,6 +286,15 @@ def test_triple_fault(kind: str, profile: str, result: tuple[int, int]) -> None:
     assert board.results == [result, result]
 
 
+def test_code_where_no_memory_is_fails_to_be_emulated() -> None:
+    """KVM_EXIT_INTERNAL_ERROR, suberror emulation: mov eax, 0x3000000; jmp rax."""
+    board = long_mode(move("eax", 0x3000000) + bytes.fromhex("ffe0"), "plain")
+    board.work()
+    assert board.results == [(0, 17)]
+    assert int.from_bytes(board.vcpus[0].run[32:36], "little") == 1
+    assert machine_of(board).trace.notes == ["vCPU 0: code at 0x3000000, where no memory is"]
+
+
 # Memory
 
 
@@ -359,6 +368,23 @@ def test_page_fault_tells_its_address() -> None:
     assert (board.guest(0x1000), board.guest(0x1008)) == (0, 0x40000000)
 
 
+@pytest.mark.parametrize(("code", "vector"), [("cd40", 0x40), ("cc", 3)])
+def test_software_interrupts_return_behind_themselves(code: str, vector: int) -> None:
+    """INT n and INT3: the handler counts, IRETQ goes on to the HLT."""
+    board = long_mode(bytes.fromhex(code) + HLT, "plain", handlers={vector: COUNT})
+    board.work()
+    assert board.guest(0x1000) == 1
+    assert machine_of(board).processors[0].activity is Activity.HALTED
+
+
+def test_error_code_of_a_general_protection_fault() -> None:
+    """A selector beyond the GDT: mov eax, 0x4000; mov ds, eax; hlt."""
+    code = move("eax", 0x4000) + bytes.fromhex("8ed8 f4")
+    board = long_mode(code, "plain", handlers={13: KEEP_ERROR_AND_SKIP})
+    board.work()
+    assert board.guest(0x1000) == 0x4000
+
+
 APIC_ON = write_msr(0x1B, 0xFEE00D00) + write_msr(0x80F, 0x1FF)
 ONE_SHOT = write_msr(0x832, 0x40) + write_msr(0x838, 100)
 
@@ -429,6 +455,17 @@ def test_later_sipi_ends_a_reset_hold_of_the_msr_protocol() -> None:
     assert board.guest(0x1008) == 0x1007
 
 
+def test_interrupt_ends_a_reset_hold_without_an_answer() -> None:
+    """SIPI without INIT: the guest comes back, and SW_EXITINFO2 stays 0."""
+    board = long_mode(ONLY_SECOND + ASK, vcpus=2, prepare=ask(event(ghcb.AP_RESET_HOLD)))
+    sipi(board, 1)
+    board.work()
+    machine_of(board).processors[1].receive_sipi(0x20)
+    board.work()
+    assert machine_of(board).processors[1].activity is Activity.HALTED
+    assert field(board, ghcb.SW_EXITINFO2) == 0
+
+
 def test_later_sipi_ends_a_reset_hold_of_the_shared_page() -> None:
     """SW_EXITINFO2 is 1."""
     board = long_mode(ONLY_SECOND + ASK, vcpus=2, prepare=ask(event(ghcb.AP_RESET_HOLD)))
@@ -455,6 +492,17 @@ def test_plain_vcpu_starts_at_the_vector() -> None:
     board = long_mode(code, "plain", vcpus=2, prepare=prepare)
     board.work()
     assert board.guest(0x30100, 1) == 7
+
+
+def test_init_takes_a_plain_vcpu_back_to_real_mode() -> None:
+    """Twice: mov eax, cr0; or al, 1; mov cr0, eax; inc byte cs:[0x100]; hlt."""
+    code = bytes.fromhex("0f20c0 0c01 0f22c0 2efe060001 f4")
+    board = long_mode(ONLY_SECOND, "plain", vcpus=2, prepare=lambda board: board.put(0x20000, code))
+    for count in (1, 2):
+        sipi(board, 1)
+        board.work()
+        assert board.guest(0x20100, 1) == count
+        assert int.from_bytes(board.vcpus[1].sregs[224:232], "little") & 1
 
 
 # Repeatability
