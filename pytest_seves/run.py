@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -98,6 +99,10 @@ class Run:
                 host = self._stack.enter_context(ModelHost.start(profile=profile))
             except ModelUnavailable as error:
                 raise ModelError(f"model: {error}") from error
+            if self.options.artifacts:
+                self._stack.callback(
+                    _keep, (host.guest_log, host.firmware_log), self.options.artifacts / "model"
+                )
             self._model = {name: getattr(host, name) for name in ("address", "port", "user", "host_key")}
             self._model.update(identity=str(host.identity), firmware=str(host.firmware))
         return self._model
@@ -257,6 +262,14 @@ class Run:
     def pytest_unconfigure(self) -> None:
         """Whatever happened before, leave nothing behind."""
         self._stack.close()
+
+
+def _keep(logs: Iterable[Path], folder: Path) -> None:
+    """What the model itself wrote down: the exits of each guest, and the commands that reached its firmware."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for log in logs:
+        if log.exists():
+            shutil.copy(log, folder)
 
 
 def _require_model(defects: Iterable[Defect], hosts: Iterable[LabHost]) -> None:

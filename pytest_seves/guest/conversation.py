@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 #: Asked of every guest, before it runs (when it was started paused) and while it runs.
 QUESTIONS = ("query-status", "query-sev", "query-sev-launch-measure", "query-sev-capabilities")
 END_GRACE_S = 10.0
+_LAST_WORDS_S = 2.0
 #: Commands of a repetition that are under way at once.
 _IN_FLIGHT = 64
 _T = TypeVar("_T")
@@ -64,9 +65,21 @@ class Conversation:
         except (TimeoutError, QMPError, OSError, EOFError, StubError) as error:
             if isinstance(error, StubError):
                 self.phase += f": {error}"
+            await self._last_words(peer)
             return  # phase says what was under way; the transcript and the exit say the rest
         finally:
             await self._goodbye(peer)
+
+    async def _last_words(self, peer: QMPClient) -> None:
+        """Where a VMM that still answers stands, and its vCPUs as far as it can tell."""
+        if peer.runstate is not Runstate.RUNNING:
+            return
+        phase, limit = self.phase, time.monotonic() + _LAST_WORDS_S
+        self._deadline = max(self._deadline, limit)
+        with suppress(TimeoutError, QMPError, OSError, EOFError):
+            for question in (Qmp("query-status"), hmp("info registers -a")):
+                await asyncio.wait_for(self._execute(peer, question), limit - time.monotonic())
+        self.phase = phase
 
     async def _ask(self, peer: QMPClient) -> None:
         for question in QUESTIONS:

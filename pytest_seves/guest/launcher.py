@@ -31,6 +31,7 @@ _PUT_TIMEOUT_S = 60.0
 _PIECE = 8 << 20
 _PROBE_S = 20.0
 _ALONE_S = 120.0
+_LAUNCH_S, _LAUNCH_VCPU_S = 60.0, 0.5
 _SETTLE_S = 3.0
 
 
@@ -140,6 +141,7 @@ class Launcher:
             rules=(*fault_rules(spec.faults), *(rule for defect in self._defects for rule in defect.rules)),
             qmp_rules=[rule for defect in self._defects for rule in defect.qmp_rules],
             spec=spec,
+            timeout_s=_LAUNCH_S + _LAUNCH_VCPU_S * spec.vcpus,
         )
         if self._artifacts:
             launch = replace(launch, folder=str(self._archive(launch, spec)))

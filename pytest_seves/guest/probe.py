@@ -21,6 +21,12 @@ END = r" end scenario=[^\n]*\n"
 #: Of the TSC, without progress: 1 to 2 s on hardware.
 _TIMEOUT_TICKS = 4_000_000_000
 _BEAT_TICKS = 5_000_000
+_END_S, _END_VCPU_S = 30.0, 0.5
+#: APIC ids above 254 need x2APIC, and interrupts to them an IOMMU that remaps.
+WITH_X2APIC: dict[str, Any] = {
+    "machine": {"kernel-irqchip": "split"},
+    "extra": ["-device", "intel-iommu,intremap=on,eim=on"],
+}
 _GUEST = frozenset(field.name for field in fields(GuestSpec))
 
 
@@ -44,5 +50,6 @@ class Probe:
             scenario, **{"timeout_ticks": _TIMEOUT_TICKS, "beat_ticks": _BEAT_TICKS, **command}
         )
         path = self._launcher.put(f"probe-{scenario}.bin", image)
-        taken = [console(END)] if steps is None else steps
+        limit = _END_S + _END_VCPU_S * int(options.get("vcpus", 1))
+        taken = [console(END, timeout_s=limit)] if steps is None else steps
         return self._launcher(firmware=path, steps=taken, **guest)

@@ -3,20 +3,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+
+from pytest_seves.guest.probe import WITH_X2APIC
 
 if TYPE_CHECKING:
     from pytest_seves.guest.probe import Probe
 
 FEW = pytest.mark.parametrize("vcpus", [2, 3], ids=["2vcpu", "3vcpu"])
 BOTH_PATHS = pytest.mark.parametrize("init_path", [None, "INIT2"], ids=["own", "INIT2"])
-#: APIC ids above 254 need x2APIC, and interrupts to them an IOMMU that remaps.
-MANY: dict[str, Any] = {
-    "machine": {"kernel-irqchip": "split"},
-    "extra": ["-device", "intel-iommu,intremap=on,eim=on"],
-}
 
 
 @pytest.mark.requirement("AP-BOOT-1")
@@ -48,9 +45,10 @@ def test_every_vcpu_comes_online(probe: Probe, vcpus: int, init_path: str | None
 
 
 @pytest.mark.requirement("AP-BOOT-3")
+@pytest.mark.xdist_group("260vcpu")
 def test_more_vcpus_than_apic_ids_of_8_bits(probe: Probe) -> None:
     """260 vCPUs come online with x2APIC."""
-    report = probe(vcpus=260, **MANY).report
+    report = probe(vcpus=260, **WITH_X2APIC).report
     assert report.result == "ok"
     assert sorted(cpu.apic_id for cpu in report.cpus if cpu.arrived) == list(range(260))
 

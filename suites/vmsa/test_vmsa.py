@@ -9,12 +9,14 @@ import pytest
 
 from pytest_seves.evidence.registers import registers_before, reset_state, wrong_fields
 from pytest_seves.evidence.timeline import Stage, Timeline, after, before, names
+from pytest_seves.guest.probe import WITH_X2APIC
 from pytest_seves.guest.spec import policy_name
 from pytest_seves.spec import kvm
 from pytest_seves.spec.sev import SevCmd
 
 if TYPE_CHECKING:
     from pytest_seves.fixtures import Launcher, Target
+    from pytest_seves.guest.probe import Probe
 
 
 @pytest.fixture
@@ -29,6 +31,15 @@ def test_every_vcpu_is_measured(measured: Timeline, vcpus: int) -> None:
     """LAUNCH_UPDATE_VMSA covers every vCPU the VMM created."""
     assert measured.created_vcpus == list(range(vcpus))
     assert sorted(set(measured.measured_vcpus)) == measured.created_vcpus
+
+
+@pytest.mark.requirement("VMSA-1")
+@pytest.mark.xdist_group("260vcpu")
+def test_more_vcpus_than_apic_ids_of_8_bits_are_measured(probe: Probe) -> None:
+    """LAUNCH_UPDATE_VMSA covers 260 vCPUs too."""
+    timeline = probe(vcpus=260, **WITH_X2APIC).reached(Stage.MEASURED).timeline
+    assert timeline.created_vcpus == list(range(260))
+    assert timeline.measured_vcpus == timeline.created_vcpus
 
 
 @pytest.mark.requirement("VMSA-2")

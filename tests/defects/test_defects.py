@@ -29,6 +29,7 @@ SPARED = [
     "total-i",
     "total-b",
     "legacy-",
+    "more_vcpus",
 ]
 #: A test that takes as long as all others here, spared where it cannot turn red.
 LONG, LONG_BREAKS = "thousand", {"REGISTERS-4"}
