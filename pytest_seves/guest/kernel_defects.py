@@ -99,5 +99,13 @@ KERNEL_DEFECTS: Mapping[str, tuple[str, frozenset[str], Mapping[str, int]]] = {
             "KVM-13 SMM-3 LIFECYCLE-5",
             "never gives back the ASID and the firmware context of a guest",
         ),
+        (
+            "ap-starts-at-sipi",
+            "wrong_sipi_start",
+            "AP-BOOT-3 AP-BOOT-4",
+            "starts an AP of a SEV-ES guest where its SIPI says",
+        ),
+        ("ap-lost", "wrong_ap_lost", "AP-BOOT-3", "never starts the last AP of a SEV-ES guest"),
+        ("hold-not-woken", "wrong_hold_lost", "AP-BOOT-5", "wakes no AP from an AP reset hold"),
     )
 }

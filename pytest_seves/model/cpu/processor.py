@@ -72,6 +72,7 @@ class Processor:
         self._sipi: int | None = None
         self._init = False
         self._first_sipi_received = False
+        self._hangs = False
         self._vector: int | None = None
         self._standing = False
 
@@ -171,7 +172,8 @@ class Processor:
 
     def _start_by(self, vector: int) -> None:
         """The first SIPI of a SEV-ES vCPU starts its save area as measured, the others end a reset hold."""
-        if not self.es:
+        first = not self._first_sipi_received
+        if not self.es or (first and self.vcpu.profile.wrong_sipi_start):
             self._vector = vector
         elif self._first_sipi_received:
             self.ghcb.woken()
@@ -192,7 +194,14 @@ class Processor:
 
     def receive_sipi(self, vector: int) -> None:
         """SIPI arrives."""
-        self._sipi = vector
+        if not (self.es and self._loses_sipi):
+            self._sipi = vector
+
+    @property
+    def _loses_sipi(self) -> bool:
+        if self._first_sipi_received:
+            return self.vcpu.profile.wrong_hold_lost
+        return self.vcpu.profile.wrong_ap_lost and self.vcpu.identifier == max(self.machine.processors)
 
     def offer_interrupt(self) -> None:
         """Deliver what is pending if the guest takes it, otherwise ask for the moment when it does."""

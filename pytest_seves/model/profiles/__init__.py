@@ -91,6 +91,9 @@ class Profile:
     :param wrong_fpu_shown: the FPU's state can be read from a protected vCPU.
     :param wrong_asid_leaked: a VM that is closed after /dev/sev keeps its ASID and firmware context.
     :param wrong_guest_leaked: so does every VM with a firmware context.
+    :param wrong_sipi_start: the first SIPI starts a SEV-ES vCPU at its vector, as it does any other.
+    :param wrong_ap_lost: the last vCPU of a SEV-ES VM never gets its first SIPI.
+    :param wrong_hold_lost: a SEV-ES vCPU never gets a SIPI but its first: it stays in its AP reset hold.
     """
 
     name: str
@@ -154,6 +157,9 @@ class Profile:
     wrong_fpu_shown: bool = False
     wrong_asid_leaked: bool = False
     wrong_guest_leaked: bool = False
+    wrong_sipi_start: bool = False
+    wrong_ap_lost: bool = False
+    wrong_hold_lost: bool = False
 
     @property
     def sev_usable(self) -> bool:
