@@ -107,5 +107,17 @@ KERNEL_DEFECTS: Mapping[str, tuple[str, frozenset[str], Mapping[str, int]]] = {
         ),
         ("ap-lost", "wrong_ap_lost", "AP-BOOT-3", "never starts the last AP of a SEV-ES guest"),
         ("hold-not-woken", "wrong_hold_lost", "AP-BOOT-5", "wakes no AP from an AP reset hold"),
+        (
+            "termination-swallowed",
+            "wrong_termination_ignored",
+            "LIFECYCLE-3",
+            "lets a SEV-ES guest go on that asks for its termination",
+        ),
+        (
+            "triple-fault-hangs",
+            "wrong_triple_fault_hangs",
+            "LIFECYCLE-4",
+            "lets KVM_RUN hang after a triple fault of a SEV-ES guest",
+        ),
     )
 }

@@ -270,7 +270,7 @@ class Machine:
         try:
             processor.offer_interrupt()
         except TripleFault:
-            return self._go_on(processor, processor.triple_fault())
+            return self._go_on(processor, processor.triple_fault()) and processor.accept_events()
         return True
 
     def _handle(self, processor: Processor, code: int | None) -> bool:

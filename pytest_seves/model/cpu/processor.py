@@ -155,7 +155,7 @@ class Processor:
                 self.activity = Activity.RUNNABLE
         if self.activity in (Activity.HALTED, Activity.RESET_HOLD) and self._wakes():
             self.activity = Activity.RUNNABLE
-        return self.activity is Activity.RUNNABLE
+        return self.activity is Activity.RUNNABLE and not self._hangs
 
     def _reset(self) -> None:
         """kvm_vcpu_reset() on INIT: the registers of a vCPU that is not protected."""
@@ -283,9 +283,15 @@ class Processor:
     def triple_fault(self) -> exits.Handling:
         """Event delivery gave up, or the SHUTDOWN intercept: the end of this vCPU."""
         self.machine.trace.note(f"vCPU {self.vcpu.identifier}: triple fault")
+        if self.es and self.vcpu.profile.wrong_triple_fault_hangs:
+            return self._hang()
         return self.end(exits.Shutdown(failed=self.es and not self.vcpu.profile.shutdown_exit))
 
     def end(self, reason: exits.Exit) -> exits.Handling:
         """Every KVM_RUN ends so from now on."""
         self.ended = reason
         yield reason
+
+    def _hang(self) -> exits.Handling:
+        self._hangs = True
+        yield from ()

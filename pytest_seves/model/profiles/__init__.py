@@ -94,6 +94,8 @@ class Profile:
     :param wrong_sipi_start: the first SIPI starts a SEV-ES vCPU at its vector, as it does any other.
     :param wrong_ap_lost: the last vCPU of a SEV-ES VM never gets its first SIPI.
     :param wrong_hold_lost: a SEV-ES vCPU never gets a SIPI but its first: it stays in its AP reset hold.
+    :param wrong_termination_ignored: a SEV-ES guest that asks for its termination goes on.
+    :param wrong_triple_fault_hangs: after its triple fault KVM_RUN executes nothing and lasts until a kick.
     """
 
     name: str
@@ -160,6 +162,8 @@ class Profile:
     wrong_sipi_start: bool = False
     wrong_ap_lost: bool = False
     wrong_hold_lost: bool = False
+    wrong_termination_ignored: bool = False
+    wrong_triple_fault_hangs: bool = False
 
     @property
     def sev_usable(self) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,15 @@ class Probe:
         file = self._console.with_name("memory")
         self.guest("pmemsave", val=address, size=size, filename=str(file))
         return Path(file).read_bytes()
+
+    def quit(self) -> list[str]:
+        """End QEMU, which must end well; what the model noted about the guest."""
+        assert self.guest.quit() == 0
+        log, end = self._console.with_name("guests.jsonl"), time.monotonic() + _DEADLINE_S
+        while not log.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        notes: list[str] = json.loads(log.read_text().splitlines()[-1])["notes"]
+        return notes
 
     def monitor(self, command: str) -> str:
         """A command of the human monitor."""

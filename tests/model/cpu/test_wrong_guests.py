@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -22,10 +23,10 @@ def wrong(launch: Callable[..., Guest]) -> Iterator[Boot]:
     """Launch the probe guest on a host with a defect, by name; "" is a right host."""
     hosts: list[ModelHost] = []
 
-    def run(defect: str, *arguments: str, kernel: str = "linux-6.12", **parameters: object) -> Probe:
+    def run(defect: str, scenario: str = "boot", *, kernel: str = "linux-6.12", **parameters: Any) -> Probe:
         settings = kernel_settings((defect,)) if defect else ""
         hosts.append(ModelHost.start(f"{kernel}:{settings}"))
-        return boot(launch, hosts[-1], *arguments, **parameters)
+        return boot(launch, hosts[-1], scenario, **parameters)
 
     yield run
     for host in hosts:
@@ -76,3 +77,34 @@ def test_aps_of_other_guests_start_rightly(wrong: Boot, defect: str, policy: int
     """These defects are of SEV-ES guests alone."""
     report = wrong(defect, "park", rounds=2, policy=policy).report()
     assert (report.result, report.started, report.retries) == ("ok", 2, 0)
+
+
+# Ending
+
+
+def test_guest_goes_on_though_it_asked_for_its_end(wrong: Boot) -> None:
+    """It says so, and the VMM is told nothing."""
+    probe = wrong("termination-swallowed", "terminate", reason_set=1, reason_code=2)
+    probe.wait(lambda console: b"returned=1" in console)
+    assert probe.guest("query-status")["status"] == "running"
+    assert probe.quit() == ["vCPU 0: guest requested termination, GHCB MSR 0x21100"]
+
+
+@pytest.mark.parametrize("kernel", ["linux-6.1", "linux-6.12"])
+def test_triple_fault_hangs(wrong: Boot, kernel: str) -> None:
+    """The VMM stops, continues and quits a guest that does nothing more."""
+    probe = wrong("triple-fault-hangs", "triple-fault", kernel=kernel)
+    before = probe.report()
+    for command in ("stop", "cont"):
+        probe.guest(command)
+        assert probe.guest("query-status")["running"] == (command == "cont")
+    assert probe.report() == before
+    assert not before.returned
+    assert probe.quit() == ["vCPU 0: triple fault"]
+
+
+@pytest.mark.parametrize("policy", [None, 1], ids=["plain", "sev"])
+def test_triple_fault_of_other_guests_resets_them(wrong: Boot, policy: int | None) -> None:
+    """The machine starts again, as on a right host."""
+    probe = wrong("triple-fault-hangs", "triple-fault", policy=policy)
+    assert b" again=1 " in probe.wait(lambda console: console.count(b" end ") == 2)
