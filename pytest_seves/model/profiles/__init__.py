@@ -96,6 +96,11 @@ class Profile:
     :param wrong_hold_lost: a SEV-ES vCPU never gets a SIPI but its first: it stays in its AP reset hold.
     :param wrong_termination_ignored: a SEV-ES guest that asks for its termination goes on.
     :param wrong_triple_fault_hangs: after its triple fault KVM_RUN executes nothing and lasts until a kick.
+    :param wrong_registers_shown: KVM_GET_REGS and KVM_GET_SREGS of a protected vCPU, where they succeed, give
+        the guest's registers.
+    :param wrong_registers_written: KVM_SET_REGS of a protected vCPU, where it succeeds, changes in the guest
+        what it changes in KVM's copy.
+    :param wrong_memory_clear: private memory is not encrypted.
     """
 
     name: str
@@ -164,6 +169,9 @@ class Profile:
     wrong_hold_lost: bool = False
     wrong_termination_ignored: bool = False
     wrong_triple_fault_hangs: bool = False
+    wrong_registers_shown: bool = False
+    wrong_registers_written: bool = False
+    wrong_memory_clear: bool = False
 
     @property
     def sev_usable(self) -> bool:
@@ -218,6 +226,7 @@ class Profile:
             es_asids=self.es_asids,
             asids=self.es_asids + self.sev_asids,
             any_order=self.wrong_firmware_order,
+            in_clear=self.wrong_memory_clear,
         )
 
     def host_leaf(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:

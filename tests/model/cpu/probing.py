@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pytest_seves.evidence.probe_report import ProbeReport, read_reports
+from pytest_seves.guest.gdbstub import GdbStub
 from pytest_seves.guest.payload.image import probe_image
 from pytest_seves.model.host import ModelHost
 from tests.model.driving import Guest
@@ -28,7 +30,9 @@ class Probe:
         firmware.write_bytes(image)
         self._console = on.directory / "probe-console"
         self._console.unlink(missing_ok=True)
-        extra = f"-serial file:{self._console} {options.pop('extra', '')}"
+        self._gdb = on.directory / "gdb"
+        ours = f"-serial file:{self._console} -gdb unix:{self._gdb},server=on,wait=off"
+        extra = f"{ours} {options.pop('extra', '')}"
         self.guest = launch(on=on, firmware=f"-bios {firmware}", extra=extra, **options)
 
     @property
@@ -67,6 +71,14 @@ class Probe:
             time.sleep(0.01)
         notes: list[str] = json.loads(log.read_text().splitlines()[-1])["notes"]
         return notes
+
+    def debug(self, *packets: str) -> list[str]:
+        """Stop the guest, attach to the gdbstub, and send these; D lets it go on."""
+        self.guest("stop")  # else the stub tells of the stop without being asked
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(str(self._gdb))
+            stub = GdbStub(peer, time.monotonic() + _DEADLINE_S)
+            return [stub.exchange(packet) for packet in packets]
 
     def monitor(self, command: str) -> str:
         """A command of the human monitor."""

@@ -3,18 +3,25 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from pytest_seves.guest.defects import kernel_settings
+from pytest_seves.guest.payload.image import CANARY_CR3, CANARY_PAGE, canary
 from pytest_seves.model.host import ModelHost
+from pytest_seves.spec import kvm
+from tests.model.cpu.board import Board
 from tests.model.cpu.probing import Probe, boot
 from tests.model.driving import Guest
 
 #: Of virtual time, where a guest waits in vain: less than a second of real time.
 SHORT = 100_000_000
+SEED = 0x5EC2E7A1
+#: A debugger's write to RBX of the second vCPU; QEMU takes it once the registers were read.
+WRITE = ("?", "qXfer:features:read:target.xml:0,ffb", "Hg2", "g", "P1=efbeadde00000000", "D")
 Boot = Callable[..., Probe]
 
 
@@ -108,3 +115,80 @@ def test_triple_fault_of_other_guests_resets_them(wrong: Boot, policy: int | Non
     """The machine starts again, as on a right host."""
     probe = wrong("triple-fault-hangs", "triple-fault", policy=policy)
     assert b" again=1 " in probe.wait(lambda console: console.count(b" end ") == 2)
+
+
+# Secrets
+
+
+def spinning(boot_: Boot, defect: str, **parameters: Any) -> Probe:
+    """A guest that holds its canaries in registers and memory."""
+    probe = boot_(defect, "spin", seed=SEED, beat_ticks=5_000_000, **parameters)
+    probe.wait(lambda console: b" beat=1 " in console)
+    return probe
+
+
+def next_beats(probe: Probe, count: int = 2) -> set[str]:
+    """Let the guest go on for some beats: what they say of its general registers."""
+    at = len(probe.console)
+    console = probe.wait(lambda console: console.count(b" beat=", at) >= count)
+    return {field for field in console[at:].decode().split() if field.startswith("gpr=")}
+
+
+@pytest.mark.parametrize("defect", ["", "registers-written", "memory-in-clear"])
+def test_registers_stay_hidden(wrong: Boot, defect: str) -> None:
+    """Of a right host, and of one that is wrong in another way."""
+    probe = spinning(wrong, defect)
+    shown = probe.monitor("info registers -a")
+    assert f"{SEED:08x}" not in shown
+    assert "CR3=0000000000000000" in shown
+
+
+def test_registers_are_shown(wrong: Boot) -> None:
+    """General registers and CR3 of each vCPU; the guest does not notice."""
+    probe = spinning(wrong, "registers-shown")
+    shown = probe.monitor("info registers -a")
+    for cpu in (0, 1):
+        for number in (3, 5, 12, 15):
+            assert f"{canary(SEED, 'gpr', number, cpu):016x}" in shown
+    assert shown.count(f"CR3={CANARY_CR3:016x}") == 2
+    assert next_beats(probe) == {"gpr=kept"}
+    assert probe.quit() == []
+
+
+def test_registers_of_a_vm_that_protects_them_stay_out_of_reach() -> None:
+    """After KVM_SEV_INIT2 such a kernel still answers EINVAL."""
+    board = Board(b"", "es", profile="linux-6.12:wrong_registers_shown=Y,wrong_registers_written=Y")
+    board.vm.vm_type = kvm.KVM_X86_SEV_ES_VM
+    board.work()
+    for request in (kvm.KVM_GET_REGS, kvm.KVM_SET_REGS, kvm.KVM_GET_SREGS, kvm.KVM_SET_SREGS):
+        assert board.vcpus[0].requests[request](board.vcpus[0], None) == -errno.EINVAL
+
+
+@pytest.mark.parametrize(("defect", "kept"), [("", True), ("registers-written", False)])
+def test_register_is_written(wrong: Boot, defect: str, kept: bool) -> None:
+    """What a debugger writes the guest finds there; of a right host it does not. Its BSP keeps all."""
+    probe = spinning(wrong, defect, rounds=20)
+    assert probe.debug(*WRITE)[-2] == "OK"
+    assert [held.canaries.gpr for held in probe.report().held] == [True, kept]
+
+
+def test_registers_written_back_as_read_change_nothing(wrong: Boot) -> None:
+    """stop and cont, with registers read in between."""
+    probe = spinning(wrong, "registers-written")
+    for _ in range(20):
+        probe.guest("stop")
+        probe.monitor("info registers -a")
+        probe.guest("cont")
+    assert next_beats(probe) == {"gpr=kept"}
+
+
+@pytest.mark.parametrize("policy", [1, 5], ids=["sev", "es"])
+@pytest.mark.parametrize(("defect", "clear"), [("", False), ("memory-in-clear", True)])
+def test_private_memory_is_in_clear(wrong: Boot, policy: int, defect: str, clear: bool) -> None:
+    """Of a SEV guest as of a SEV-ES guest; of a right host it is not."""
+    probe = spinning(wrong, defect, policy=policy)
+    probe.guest("stop")
+    page = b"".join(canary(SEED, "memory", number, 0).to_bytes(8, "little") for number in range(256)) * 2
+    assert (probe.memory(CANARY_PAGE) == page) == clear
+    probe.guest("cont")
+    assert next_beats(probe) == {"gpr=kept"}
