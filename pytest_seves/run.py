@@ -265,7 +265,7 @@ class Run:
 
 
 def _keep(logs: Iterable[Path], folder: Path) -> None:
-    """What the model itself wrote down: the exits of each guest, and the commands that reached its firmware."""
+    """What the model itself wrote down: exits of each guest, and the commands that reached its firmware."""
     folder.mkdir(parents=True, exist_ok=True)
     for log in logs:
         if log.exists():

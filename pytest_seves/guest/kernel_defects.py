@@ -59,7 +59,7 @@ KERNEL_DEFECTS: Mapping[str, tuple[str, frozenset[str], Mapping[str, int]]] = {
             "KVM-7 REGISTERS-6",
             "takes KVM_SET_GUEST_DEBUG of a protected vCPU",
         ),
-        ("late-vcpu-entered", "wrong_late_vcpu", "KVM-21", "runs a vCPU that was never measured"),
+        ("late-vcpu-entered", "wrong_late_vcpu", "KVM-21 LIFECYCLE-7", "runs a vCPU that was never measured"),
         ("vm-type-refused", "wrong_vm_type_refused", "KVM-8", "offers a SEV-ES VM that cannot be created"),
         (
             "smm-offered",  # one capability, which KVM's callers and a VMM read alike
@@ -99,5 +99,28 @@ KERNEL_DEFECTS: Mapping[str, tuple[str, frozenset[str], Mapping[str, int]]] = {
             "KVM-13 SMM-3 LIFECYCLE-5",
             "never gives back the ASID and the firmware context of a guest",
         ),
+        (
+            "ap-starts-at-sipi",
+            "wrong_sipi_start",
+            "AP-BOOT-3 AP-BOOT-4",
+            "starts an AP of a SEV-ES guest where its SIPI says",
+        ),
+        ("ap-lost", "wrong_ap_lost", "AP-BOOT-3", "never starts the last AP of a SEV-ES guest"),
+        ("hold-not-woken", "wrong_hold_lost", "AP-BOOT-5", "wakes no AP from an AP reset hold"),
+        (
+            "termination-swallowed",
+            "wrong_termination_ignored",
+            "LIFECYCLE-3",
+            "lets a SEV-ES guest go on that asks for its termination",
+        ),
+        (
+            "triple-fault-hangs",
+            "wrong_triple_fault_hangs",
+            "LIFECYCLE-4",
+            "lets KVM_RUN hang after a triple fault of a SEV-ES guest",
+        ),
+        ("registers-shown", "wrong_registers_shown", "REGISTERS-2", "gives out a SEV-ES guest's registers"),
+        ("registers-written", "wrong_registers_written", "REGISTERS-5", "writes a SEV-ES guest's registers"),
+        ("memory-in-clear", "wrong_memory_clear", "REGISTERS-7", "leaves private memory in clear"),
     )
 }

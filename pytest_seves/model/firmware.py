@@ -120,7 +120,8 @@ class Firmware:
             tek, tik = self._random(owner_session.KEY_SIZE), self._random(owner_session.KEY_SIZE)
         handle = self._next_handle
         self._next_handle += 1
-        self.guests[handle] = Guest(handle, policy, tek, tik, self._random(encryption.KEY_SIZE))
+        key = encryption.NO_KEY if self.config.in_clear else self._random(encryption.KEY_SIZE)
+        self.guests[handle] = Guest(handle, policy, tek, tik, key)
         return handle
 
     def activate(self, handle: int, asid: int) -> None:

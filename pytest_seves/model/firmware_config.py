@@ -14,6 +14,7 @@ class FirmwareConfig:
     :param es_asids: ASIDs 1 to this many are for SEV-ES (the BIOS's "SEV-ES ASID space limit" minus one).
     :param asids: the highest ASID.
     :param any_order: wrong on purpose: launch commands are taken in any order until LAUNCH_FINISH.
+    :param in_clear: wrong on purpose: guests get a key that encrypts nothing.
     """
 
     api_major: int
@@ -23,3 +24,4 @@ class FirmwareConfig:
     es_asids: int
     asids: int
     any_order: bool = False
+    in_clear: bool = False

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from ..spec import kvm
-from . import vcpu_fpu, vcpu_msrs, vcpu_reset
+from . import vcpu_exposed, vcpu_fpu, vcpu_msrs, vcpu_reset
 from .cpu.exits import INVALID_STATE
 from .long_mode import valid_sregs
 from .vcpu_fpu import FpuState
@@ -155,7 +155,7 @@ class Vcpu:
 
     def _bring_back(self) -> None:
         """Registers as they are in the CPU, unless they are in a save area that nobody can read."""
-        if self.vm.machine is not None and not self.protected:
+        if self.vm.machine is not None and (not self.protected or self.profile.wrong_registers_shown):
             self.vm.machine.bring_back(self)
 
     def set_regs(self, call: Call) -> int:
@@ -178,8 +178,8 @@ class Vcpu:
         return 0
 
     def _visible_sregs(self) -> bytes:
-        if not self.protected:
-            self._bring_back()
+        self._bring_back()
+        if not self.protected or vcpu_exposed.shown(self):
             return self.sregs
         out = bytearray(len(self.sregs))
         out[_CONTROL] = self.sregs[_CONTROL]
@@ -353,7 +353,7 @@ def _unless_sealed(run: Callable[[Vcpu, Call], int]) -> Callable[[Vcpu, Call], i
 Vcpu.requests = {
     kvm.KVM_RUN: Vcpu.enter,
     kvm.KVM_GET_REGS: _unless_sealed(Vcpu.get_regs),
-    kvm.KVM_SET_REGS: _unless_sealed(Vcpu.set_regs),
+    kvm.KVM_SET_REGS: _unless_sealed(vcpu_exposed.set_regs),
     kvm.KVM_GET_SREGS: _unless_sealed(Vcpu.get_sregs),
     kvm.KVM_SET_SREGS: _unless_sealed(Vcpu.set_sregs),
     kvm.KVM_GET_SREGS2: _unless_sealed(Vcpu.get_sregs2),

@@ -112,6 +112,8 @@ class Ghcb:
         self._processor.machine.trace.note(
             f"vCPU {self._processor.vcpu.identifier}: guest requested termination, GHCB MSR {self.msr:#x}"
         )
+        if self._processor.vcpu.profile.wrong_termination_ignored:
+            return
         if not self._processor.vcpu.profile.sev_term_event:
             yield exits.INVALID
             return

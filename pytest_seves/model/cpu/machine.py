@@ -9,6 +9,7 @@ which things happen does not depend on how fast anything is, and the same launch
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..memory import TargetMemory
@@ -99,6 +100,15 @@ class Machine:
         if processor is self._current or not self.in_instruction:
             self._switch(processor)
             start.read_back(self.engine, vcpu, self.events.flags)
+
+    def overwrite(self, vcpu: Vcpu, registers: Mapping[str, int]) -> None:
+        """Change registers, by their names in kvm_regs, of a vCPU that has begun."""
+        processor = self.processors.get(vcpu.identifier)
+        if processor is None or not processor.context_entered:
+            return
+        if processor is self._current or not self.in_instruction:
+            self._switch(processor)
+            start.overwrite(self.engine, registers)
 
     def restart(self, vcpu: Vcpu) -> None:
         """The VMM has changed registers: start anew from them."""
@@ -270,7 +280,7 @@ class Machine:
         try:
             processor.offer_interrupt()
         except TripleFault:
-            return self._go_on(processor, processor.triple_fault())
+            return self._go_on(processor, processor.triple_fault()) and processor.accept_events()
         return True
 
     def _handle(self, processor: Processor, code: int | None) -> bool:

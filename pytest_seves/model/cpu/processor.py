@@ -72,6 +72,7 @@ class Processor:
         self._sipi: int | None = None
         self._init = False
         self._first_sipi_received = False
+        self._hangs = False
         self._vector: int | None = None
         self._standing = False
 
@@ -154,7 +155,7 @@ class Processor:
                 self.activity = Activity.RUNNABLE
         if self.activity in (Activity.HALTED, Activity.RESET_HOLD) and self._wakes():
             self.activity = Activity.RUNNABLE
-        return self.activity is Activity.RUNNABLE
+        return self.activity is Activity.RUNNABLE and not self._hangs
 
     def _reset(self) -> None:
         """kvm_vcpu_reset() on INIT: the registers of a vCPU that is not protected."""
@@ -171,7 +172,8 @@ class Processor:
 
     def _start_by(self, vector: int) -> None:
         """The first SIPI of a SEV-ES vCPU starts its save area as measured, the others end a reset hold."""
-        if not self.es:
+        first = not self._first_sipi_received
+        if not self.es or (first and self.vcpu.profile.wrong_sipi_start):
             self._vector = vector
         elif self._first_sipi_received:
             self.ghcb.woken()
@@ -192,7 +194,14 @@ class Processor:
 
     def receive_sipi(self, vector: int) -> None:
         """SIPI arrives."""
-        self._sipi = vector
+        if not (self.es and self._loses_sipi):
+            self._sipi = vector
+
+    @property
+    def _loses_sipi(self) -> bool:
+        if self._first_sipi_received:
+            return self.vcpu.profile.wrong_hold_lost
+        return self.vcpu.profile.wrong_ap_lost and self.vcpu.identifier == max(self.machine.processors)
 
     def offer_interrupt(self) -> None:
         """Deliver what is pending if the guest takes it, otherwise ask for the moment when it does."""
@@ -274,9 +283,15 @@ class Processor:
     def triple_fault(self) -> exits.Handling:
         """Event delivery gave up, or the SHUTDOWN intercept: the end of this vCPU."""
         self.machine.trace.note(f"vCPU {self.vcpu.identifier}: triple fault")
+        if self.es and self.vcpu.profile.wrong_triple_fault_hangs:
+            return self._hang()
         return self.end(exits.Shutdown(failed=self.es and not self.vcpu.profile.shutdown_exit))
 
     def end(self, reason: exits.Exit) -> exits.Handling:
         """Every KVM_RUN ends so from now on."""
         self.ended = reason
         yield reason
+
+    def _hang(self) -> exits.Handling:
+        self._hangs = True
+        yield from ()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...spec import kvm, vmsa
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _DR7_BITS = (1 << 7) | (1 << 23)  # reads and writes of DR7
 _CR_BITS = 1 << 8 | (1 << 0 | 1 << 4 | 1 << 8) << 16  # reads of CR8; writes of CR0, CR4, CR8
 _SIPI_SEGMENT = 0x9B
+_GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 
 
 def save_area(vcpu: Vcpu, key: bytes | None) -> dict[str, Any]:
@@ -36,8 +38,7 @@ def save_area(vcpu: Vcpu, key: bytes | None) -> dict[str, Any]:
 def read_back(engine: Engine, vcpu: Vcpu, flags: int) -> None:
     """KVM_GET_REGS and KVM_GET_SREGS of a vCPU that is not protected."""
     state = engine.state
-    names = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
-    registers = {name: state.regs[index] for index, name in enumerate(names)}
+    registers = {name: state.regs[index] for index, name in enumerate(_GENERAL)}
     vcpu.regs = kvm.REGS.encode(**registers, rip=state.eip, rflags=flags)
     special = kvm.SREGS.decode(vcpu.sregs)
     for index, name in enumerate(("es", "cs", "ss", "ds", "fs", "gs")):
@@ -48,6 +49,17 @@ def read_back(engine: Engine, vcpu: Vcpu, flags: int) -> None:
     special.update(cr2=state.cr[2], cr3=state.cr[3], cr4=state.cr[4], efer=state.efer & ~EFER_SVME)
     special["cr0"] = state.cr[0]
     vcpu.sregs = kvm.SREGS.encode(**special)
+
+
+def overwrite(engine: Engine, registers: Mapping[str, int]) -> None:
+    """Change these registers of the engine's current vCPU, by their names in kvm_regs."""
+    for name, value in registers.items():
+        if name == "rip":
+            engine.state.eip = value
+        elif name == "rflags":
+            engine.write_register("EFLAGS", value)
+        else:
+            engine.state.regs[_GENERAL.index(name)] = value
 
 
 def _segment(segment: Segment) -> dict[str, int]:

@@ -91,6 +91,16 @@ class Profile:
     :param wrong_fpu_shown: the FPU's state can be read from a protected vCPU.
     :param wrong_asid_leaked: a VM that is closed after /dev/sev keeps its ASID and firmware context.
     :param wrong_guest_leaked: so does every VM with a firmware context.
+    :param wrong_sipi_start: the first SIPI starts a SEV-ES vCPU at its vector, as it does any other.
+    :param wrong_ap_lost: the last vCPU of a SEV-ES VM never gets its first SIPI.
+    :param wrong_hold_lost: a SEV-ES vCPU never gets a SIPI but its first: it stays in its AP reset hold.
+    :param wrong_termination_ignored: a SEV-ES guest that asks for its termination goes on.
+    :param wrong_triple_fault_hangs: after its triple fault KVM_RUN executes nothing and lasts until a kick.
+    :param wrong_registers_shown: KVM_GET_REGS and KVM_GET_SREGS of a protected vCPU, where they succeed, give
+        the guest's registers.
+    :param wrong_registers_written: KVM_SET_REGS of a protected vCPU, where it succeeds, changes in the guest
+        what it changes in KVM's copy.
+    :param wrong_memory_clear: private memory is not encrypted.
     """
 
     name: str
@@ -154,6 +164,14 @@ class Profile:
     wrong_fpu_shown: bool = False
     wrong_asid_leaked: bool = False
     wrong_guest_leaked: bool = False
+    wrong_sipi_start: bool = False
+    wrong_ap_lost: bool = False
+    wrong_hold_lost: bool = False
+    wrong_termination_ignored: bool = False
+    wrong_triple_fault_hangs: bool = False
+    wrong_registers_shown: bool = False
+    wrong_registers_written: bool = False
+    wrong_memory_clear: bool = False
 
     @property
     def sev_usable(self) -> bool:
@@ -208,6 +226,7 @@ class Profile:
             es_asids=self.es_asids,
             asids=self.es_asids + self.sev_asids,
             any_order=self.wrong_firmware_order,
+            in_clear=self.wrong_memory_clear,
         )
 
     def host_leaf(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
