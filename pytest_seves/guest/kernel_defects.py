@@ -102,7 +102,7 @@ KERNEL_DEFECTS: Mapping[str, tuple[str, frozenset[str], Mapping[str, int]]] = {
         (
             "ap-starts-at-sipi",
             "wrong_sipi_start",
-            "AP-BOOT-3 AP-BOOT-4",
+            "AP-BOOT-1 AP-BOOT-4 AP-BOOT-9",
             "starts an AP of a SEV-ES guest where its SIPI says",
         ),
         ("ap-lost", "wrong_ap_lost", "AP-BOOT-3", "never starts the last AP of a SEV-ES guest"),

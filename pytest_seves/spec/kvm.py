@@ -179,6 +179,7 @@ KVM_X86_SEV_VMSA_FEATURES = 0
 
 # Exit reasons in kvm_run.exit_reason
 KVM_EXIT_SHUTDOWN = 8
+KVM_EXIT_FAIL_ENTRY = 9
 KVM_EXIT_SYSTEM_EVENT = 24
 
 SEGMENT = Layout(

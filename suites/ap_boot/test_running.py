@@ -7,13 +7,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_seves.errors import Undecided
 from pytest_seves.guest.probe import WITH_X2APIC
 
 if TYPE_CHECKING:
+    from pytest_seves.evidence.launch import Launch
+    from pytest_seves.evidence.probe_report import ProbeReport
     from pytest_seves.guest.probe import Probe
 
 FEW = pytest.mark.parametrize("vcpus", [2, 3], ids=["2vcpu", "3vcpu"])
 BOTH_PATHS = pytest.mark.parametrize("init_path", [None, "INIT2"], ids=["own", "INIT2"])
+
+
+def online(launch: Launch) -> ProbeReport:
+    """The guest's report, if all its vCPUs are in it; AP-BOOT-3 judges that they are."""
+    report = launch.report
+    if len([cpu for cpu in report.cpus if cpu.arrived]) == report.expected:
+        return report
+    raise Undecided(f"{launch.host}: {len(report.cpus)} of {report.expected} vCPUs reported: {report.result}")
 
 
 @pytest.mark.requirement("AP-BOOT-1")
@@ -21,7 +32,7 @@ BOTH_PATHS = pytest.mark.parametrize("init_path", [None, "INIT2"], ids=["own", "
 @FEW
 def test_aps_come_from_the_reset_block(probe: Probe, vcpus: int, init_path: str | None) -> None:
     """Every AP that runs met the code at the published address first."""
-    report = probe(vcpus=vcpus, init_path=init_path).report
+    report = online(probe(vcpus=vcpus, init_path=init_path))
     assert [cpu.entry for cpu in report.cpus[1:]] == ["reset-block"] * (vcpus - 1)
 
 
@@ -30,7 +41,7 @@ def test_aps_come_from_the_reset_block(probe: Probe, vcpus: int, init_path: str 
 @FEW
 def test_the_bsp_comes_from_the_reset_vector(probe: Probe, vcpus: int, init_path: str | None) -> None:
     """The BSP met the code at the architectural reset vector first."""
-    bsp = probe(vcpus=vcpus, init_path=init_path).report.cpus[0]
+    bsp = online(probe(vcpus=vcpus, init_path=init_path)).cpus[0]
     assert (bsp.entry, bsp.entry_address) == ("reset-vector", 0xFFFFFFF0)
 
 
@@ -65,7 +76,7 @@ def test_every_vcpu_comes_online_without_es(probe: Probe, policy: int | None) ->
 @pytest.mark.parametrize("vector", [0x10, 0x9F], ids=hex)
 def test_the_sipi_vector_changes_nothing(probe: Probe, vector: int) -> None:
     """Whatever vector the SIPI has, an AP starts where its measured state says."""
-    report = probe(vcpus=3, sipi_vector=vector).report
+    report = online(probe(vcpus=3, sipi_vector=vector))
     assert [cpu.entry for cpu in report.cpus] == ["reset-vector", "reset-block", "reset-block"]
 
 
@@ -74,7 +85,7 @@ def test_the_sipi_vector_changes_nothing(probe: Probe, vector: int) -> None:
 @FEW
 def test_a_parked_ap_wakes(probe: Probe, vcpus: int, init_path: str | None) -> None:
     """An AP in AP reset hold wakes by the next SIPI, once each, 100 times."""
-    report = probe("park", vcpus=vcpus, init_path=init_path, rounds=100).report
+    report = online(probe("park", vcpus=vcpus, init_path=init_path, rounds=100))
     assert report.result == "ok"
     assert [(ap.wakes, ap.spurious) for ap in report.parked] == [(100, 0)] * (vcpus - 1)
 
@@ -83,5 +94,5 @@ def test_a_parked_ap_wakes(probe: Probe, vcpus: int, init_path: str | None) -> N
 @pytest.mark.parametrize("address", [0x00801000, 0x00BFF340], ids=hex)
 def test_an_ap_runs_at_another_address(probe: Probe, address: int) -> None:
     """An AP that runs met the code at whatever address the firmware publishes."""
-    report = probe(vcpus=2, reset_address=address).report
+    report = online(probe(vcpus=2, reset_address=address))
     assert (report.cpus[1].entry, report.cpus[1].entry_address) == ("reset-block", address)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_seves.errors import Undecided
 from pytest_seves.guest.probe import END
 from pytest_seves.guest.steps import Step, console, event, qmp
 from suites.lifecycle.test_lifecycle import ended_with_its_message, measured_again
@@ -71,8 +72,9 @@ def test_a_triple_fault_ends_the_guest(probe: Probe, policy: int) -> None:
 def test_a_late_vcpu_never_runs(probe: Probe) -> None:
     """A vCPU added after the launch was not measured, and executes nothing though the guest calls it."""
     steps: list[Step] = [console(" begin "), LATE, event("STOP", "SHUTDOWN", timeout_s=20.0)]
-    launch = probe(vcpus=1, cpus=2, extra=ROOM, steps=steps)
+    launch = probe(vcpus=1, cpus=2, extra=ROOM, steps=steps, timeout_ticks=400_000_000_000)
     (added,) = launch.qmp.all("device_add")
     assert launch.timeline.measured_vcpus == [0]
-    assert added.error or launch.timeline.created_vcpus == [0, 1]
     assert [cpu.index for cpu in launch.reports[0].cpus if cpu.arrived] in ([], [0])
+    if launch.phase and not added.error:
+        raise Undecided(f"{launch.host}: the guest did not call the vCPU in time: {launch.account()}")
