@@ -13,8 +13,9 @@ from pytest_seves.guest.defects import kernel_settings
 from pytest_seves.guest.payload.image import CANARY_CR3, CANARY_PAGE, canary
 from pytest_seves.model.host import ModelHost
 from pytest_seves.spec import kvm
-from tests.model.cpu.board import Board
+from tests.model.cpu.board import Board, long_mode
 from tests.model.cpu.probing import Probe, boot
+from tests.model.cpu.test_guests import ASK, ask, event
 from tests.model.driving import Guest
 
 #: Of virtual time, where a guest waits in vain: less than a second of real time.
@@ -153,6 +154,19 @@ def test_registers_are_shown(wrong: Boot) -> None:
     assert shown.count(f"CR3={CANARY_CR3:016x}") == 2
     assert next_beats(probe) == {"gpr=kept"}
     assert probe.quit() == []
+
+
+@pytest.mark.parametrize(("defect", "seen"), [("", False), ("ghcb-leaks", True)])
+def test_registers_that_were_not_exchanged_are_shown(defect: str, seen: bool) -> None:
+    """mov r15, SEED; a request by the shared page, which carries RAX; hlt."""
+    code = bytes.fromhex("49c7c7") + SEED.to_bytes(4, "little") + ASK
+    profile = f"linux-6.12:{kernel_settings((defect,) if defect else ())}"
+    board = long_mode(code, prepare=ask(event(0x7B, 0x3F8 << 16 | 1 << 4, rax=ord("A"))), profile=profile)
+    board.work()
+    shown = kvm.REGS.decode(board.vcpus[0].regs)
+    assert board.ports == [(0x3F8, b"A")]
+    assert (shown["r15"] == SEED) == seen
+    assert shown["rip"] == 0
 
 
 def test_registers_of_a_vm_that_protects_them_stay_out_of_reach() -> None:
