@@ -120,6 +120,12 @@ KERNEL_DEFECTS: Mapping[str, tuple[str, frozenset[str], Mapping[str, int]]] = {
             "lets KVM_RUN hang after a triple fault of a SEV-ES guest",
         ),
         ("registers-shown", "wrong_registers_shown", "REGISTERS-2", "gives out a SEV-ES guest's registers"),
+        (
+            "ghcb-leaks",
+            "wrong_ghcb_registers",
+            "REGISTERS-2",
+            "shows registers of a SEV-ES guest that its VMGEXIT did not exchange",
+        ),
         ("registers-written", "wrong_registers_written", "REGISTERS-5", "writes a SEV-ES guest's registers"),
         ("memory-in-clear", "wrong_memory_clear", "REGISTERS-7", "leaves private memory in clear"),
     )

@@ -42,6 +42,8 @@ FEW = " and ".join(f"not {part}" for part in SPARED)
 EXPECTED_FAILURES = ("known defect",)
 
 KERNEL_DEFECTS = [name for name, defect in DEFECTS.items() if defect.kernel]
+#: A guest that waits in vain for an AP, for as long as each test lets it, meets nothing else that is wrong.
+HIDES_OTHERS = "ap-lost"
 #: Requirements of KVM_SEV_INIT2 alone: this machine's VMM may not know it. tests/generations judges them.
 INIT2_ALONE = {"INIT-6"}
 VMM_DEFECTS = [
@@ -135,7 +137,7 @@ def test_a_kernel_defect_turns_its_requirements_red(
 
 def test_kernel_defects_leave_the_vmm_alone(project: Path, tmp_path: Path, newest: str) -> None:
     """All of them at once turn no other requirement red that is seen through a VMM."""
-    named = [option for name in KERNEL_DEFECTS for option in ("--sev-defect", name)]
+    named = [option for name in KERNEL_DEFECTS if name != HIDES_OTHERS for option in ("--sev-defect", name)]
     seen = verdicts(project, tmp_path, newest, *named, *NOT_DIRECT)
     red = {requirement for requirement, verdict in seen.items() if verdict == "failed"}
     assert red <= {broken for name in KERNEL_DEFECTS for broken in DEFECTS[name].breaks}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ...spec import ghcb as spec
 from ...spec import kvm
-from . import exits, msrs, vmcb
+from . import exits, msrs, start, vmcb
 from .guest_memory import NotMemory
 from .nested_paging import C_BIT, PAGE
 
@@ -174,7 +174,9 @@ class Ghcb:
 
     def _show_registers(self) -> None:
         """KVM's own copies are cleared, RIP included, and filled from the page: KVM_GET_REGS shows them."""
-        self._processor.vcpu.regs = kvm.REGS.encode(**self._registers, rflags=2)
+        all_shown = self._processor.vcpu.profile.wrong_ghcb_registers
+        registers = start.general(self._processor.engine) if all_shown else self._registers
+        self._processor.vcpu.regs = kvm.REGS.encode(**registers, rflags=2)
 
     def _validate(self, usage: int, code: int, one: int) -> None:
         if usage:

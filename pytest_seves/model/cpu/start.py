@@ -35,11 +35,15 @@ def save_area(vcpu: Vcpu, key: bytes | None) -> dict[str, Any]:
     return values
 
 
+def general(engine: Engine) -> dict[str, int]:
+    """General registers of the engine's current vCPU, by their names in kvm_regs."""
+    return dict(zip(_GENERAL, engine.state.regs, strict=True))
+
+
 def read_back(engine: Engine, vcpu: Vcpu, flags: int) -> None:
     """KVM_GET_REGS and KVM_GET_SREGS of a vCPU that is not protected."""
     state = engine.state
-    registers = {name: state.regs[index] for index, name in enumerate(_GENERAL)}
-    vcpu.regs = kvm.REGS.encode(**registers, rip=state.eip, rflags=flags)
+    vcpu.regs = kvm.REGS.encode(**general(engine), rip=state.eip, rflags=flags)
     special = kvm.SREGS.decode(vcpu.sregs)
     for index, name in enumerate(("es", "cs", "ss", "ds", "fs", "gs")):
         special[name] = _segment(state.segs[index])

@@ -98,6 +98,8 @@ class Profile:
     :param wrong_triple_fault_hangs: after its triple fault KVM_RUN executes nothing and lasts until a kick.
     :param wrong_registers_shown: KVM_GET_REGS and KVM_GET_SREGS of a protected vCPU, where they succeed, give
         the guest's registers.
+    :param wrong_ghcb_registers: a VMGEXIT by the shared page leaves all general registers in KVM's copy, not
+        only those that the guest exchanged.
     :param wrong_registers_written: KVM_SET_REGS of a protected vCPU, where it succeeds, changes in the guest
         what it changes in KVM's copy.
     :param wrong_memory_clear: private memory is not encrypted.
@@ -170,6 +172,7 @@ class Profile:
     wrong_termination_ignored: bool = False
     wrong_triple_fault_hangs: bool = False
     wrong_registers_shown: bool = False
+    wrong_ghcb_registers: bool = False
     wrong_registers_written: bool = False
     wrong_memory_clear: bool = False
 
