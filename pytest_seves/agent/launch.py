@@ -181,12 +181,12 @@ class Launch:
     # What the controller asks
 
     def wait(
-        self, done: Done, *, until: str, timeout_s: float, pattern: str = "", fresh: bool = False
+        self, done: Done, *, until: str, timeout_s: float, pattern: str = "", start: int | None = None
     ) -> None:
         """Answer once every created vCPU has run (until "running"), the VMM has ended ("exit"), or late.
 
-        Until "console": once the serial console has said `pattern`, a regular expression, from now on if
-        `fresh`; what is not kept of a flood is not searched.
+        Until "console": once the serial console has said `pattern`, a regular expression, from its byte
+        `start` on, None: from now on; what is not kept of a flood is not searched. The answer has `start`.
         """
         if until not in ("running", "exit", "console"):
             raise ValueError(f"until {until!r}: wanted running, exit or console")
@@ -194,9 +194,9 @@ class Launch:
             waiter = _Waiter(until, done, re.compile(pattern.encode()) if until == "console" else None)
         except re.error as error:
             raise ValueError(f"pattern {pattern!r}: no regular expression: {error}") from error
-        waiter.start = waiter.seen = self._kept["console"].total if fresh else 0
+        waiter.start = waiter.seen = self._kept["console"].total if start is None else start
         self._waiters.append(waiter)
-        self._loop.after(timeout_s, lambda: waiter.answer(self._progress(reached=False)))
+        self._loop.after(timeout_s, lambda: waiter.answer(self._console_progress(waiter, reached=False)))
         self._answer()
 
     def kill(self, number: int) -> bool:
@@ -242,7 +242,7 @@ class Launch:
             elif waiter.until == "exit" and self.ended:
                 waiter.answer(self._progress(reached=self._exit is not None))
             elif waiter.pattern is not None and (self._has_said(waiter) or self.ended):
-                waiter.answer(self._progress(reached=self._has_said(waiter)))
+                waiter.answer(self._console_progress(waiter, reached=self._has_said(waiter)))
             elif waiter.until == "collect" and self.ended:
                 waiter.answer(self._everything())
         self._waiters = [waiter for waiter in self._waiters if waiter.done]
@@ -252,6 +252,10 @@ class Launch:
         console = self._kept["console"]
         start, waiter.seen = max(waiter.seen - _OVERLAP, waiter.start), console.total
         return waiter.pattern is not None and bool(waiter.pattern.search(console.since(start)))
+
+    def _console_progress(self, waiter: _Waiter, *, reached: bool) -> dict[str, Any]:
+        progress = self._progress(reached=reached)
+        return {**progress, "start": waiter.start} if waiter.pattern else progress
 
     def _said(self, data: bytes) -> None:
         self._kept["console"].add(data)

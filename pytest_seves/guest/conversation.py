@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 QUESTIONS = ("query-status", "query-sev", "query-sev-launch-measure", "query-sev-capabilities")
 END_GRACE_S = 10.0
 _LAST_WORDS_S = 2.0
+_LOOK_S = 1.0
 #: Commands of a repetition that are under way at once.
 _IN_FLIGHT = 64
 _T = TypeVar("_T")
@@ -92,7 +93,7 @@ class Conversation:
             elif isinstance(step, Repeat):
                 await self._repeat(peer, step)
             elif isinstance(step, Console):
-                await asyncio.to_thread(self._read_console, step)
+                await self._read_console(peer, step)
             elif isinstance(step, Await):
                 self.phase = f"waiting for {' or '.join(step.events)}"
                 work = _event_or_end(peer, peer.events, step.events)
@@ -143,13 +144,22 @@ class Conversation:
         request = {"launch": self._number, "signal": int(signal.Signals[ends])}
         await asyncio.to_thread(self._client.call, "kill", request)
 
-    def _read_console(self, step: Console) -> None:
-        self.phase = f"waiting for {step.pattern!r} on the console"
-        left = min(step.timeout_s, max(self._deadline - time.monotonic(), 0.1))
-        wanted = {"until": "console", "pattern": step.pattern, "fresh": step.fresh}
-        request = {"launch": self._number, "timeout_s": left, **wanted}
-        if not self._client.call("wait", request, timeout_s=left + END_GRACE_S)["reached"]:
-            raise TimeoutError
+    async def _read_console(self, peer: QMPClient, step: Console) -> None:
+        """Wait, and look now and then whether the guest still runs: one that has stopped says no more."""
+        limit = min(self._deadline, time.monotonic() + step.timeout_s)
+        start, stopped = None if step.fresh else 0, False
+        while True:
+            self.phase = f"waiting for {step.pattern!r} on the console"
+            left = 0.1 if stopped else max(min(_LOOK_S, limit - time.monotonic()), 0.1)
+            wanted = {"until": "console", "pattern": step.pattern, "start": start}
+            request = {"launch": self._number, "timeout_s": left, **wanted}
+            told = await asyncio.to_thread(self._client.call, "wait", request, left + END_GRACE_S)
+            if told["reached"]:
+                return
+            if stopped or time.monotonic() >= limit:
+                raise TimeoutError
+            start, status = told["start"], await self._within(peer.execute("query-status"))
+            stopped = not status["running"]  # type: ignore[index]
 
     def _running(self) -> bool:
         left = max(self._deadline - time.monotonic(), 0.1)
