@@ -12,7 +12,7 @@ import time
 
 from pytest_seves.evidence.gdb import INTERRUPT, PacketError, PacketReader, encode
 
-_ANSWER_S = 10.0
+_ANSWER_S = 5.0
 
 
 class StubError(Exception):

@@ -37,6 +37,7 @@ def stopped(launch: Launch) -> bool:
 def test_a_reset_of_the_guests_own(probe: Probe, by: str) -> None:
     """A guest that resets itself ends with a message that says why, or is launched and measured again."""
     launch = probe("reset", vcpus=2, reset_by=by, steps=[console(END), event("SHUTDOWN", "RESET")])
+    assert launch.reports[0].result == "ok"
     assert ended_with_its_message(launch) or measured_again(launch), launch.account()
 
 
@@ -64,6 +65,7 @@ def test_the_reason_of_a_termination_is_told(probe: Probe) -> None:
 def test_a_triple_fault_ends_the_guest(probe: Probe, policy: int) -> None:
     """A triple fault stops, ends or resets the guest, and nothing hangs."""
     launch = probe("triple-fault", vcpus=2, policy=policy, steps=[console(END), STOPPED])
+    assert launch.report.result == "ok"
     reset = any(e["event"] == "RESET" for _, e in launch.qmp.events)
     assert reset or stopped(launch), launch.account()
 
@@ -73,8 +75,9 @@ def test_a_late_vcpu_never_runs(probe: Probe) -> None:
     """A vCPU added after the launch was not measured, and executes nothing though the guest calls it."""
     steps: list[Step] = [console(" begin "), LATE, event("STOP", "SHUTDOWN", timeout_s=20.0)]
     launch = probe(vcpus=1, cpus=2, extra=ROOM, steps=steps, timeout_ticks=400_000_000_000)
+    report = launch.reports[0]
     (added,) = launch.qmp.all("device_add")
     assert launch.timeline.measured_vcpus == [0]
-    assert [cpu.index for cpu in launch.reports[0].cpus if cpu.arrived] in ([], [0])
+    assert [cpu.index for cpu in report.cpus if cpu.arrived] in ([], [0])
     if launch.phase and not added.error:
         raise Undecided(f"{launch.host}: the guest did not call the vCPU in time: {launch.account()}")

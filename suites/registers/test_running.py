@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_seves.errors import Undecided
 from pytest_seves.evidence.secrecy import places_of
 from pytest_seves.guest.payload.image import CANARY_PAGE
 from pytest_seves.guest.probe import END
@@ -34,7 +35,10 @@ WRITE = gdb("?", "qXfer:features:read:target.xml:0,ffb", "Hg2", "g", PUT, "D")
 def spin(probe: Probe, policy: int | None, *steps: Step, **options: Any) -> Launch:
     """Two vCPUs that hold canaries; the steps are taken between a beat with all placed and a later one."""
     taken: list[Step] = [PLACED, *steps, LATER]
-    return probe("spin", vcpus=2, policy=policy, seed=SEED, debug_registers=False, steps=taken, **options)
+    launch = probe("spin", vcpus=2, policy=policy, seed=SEED, debug_registers=False, steps=taken, **options)
+    if launch.reports[-1].beats:
+        return launch
+    raise Undecided(f"{launch.host}: the guest placed no canaries: {launch.account()}")
 
 
 def kept(launch: Launch) -> bool:
