@@ -28,6 +28,7 @@ QUESTIONS = ("query-status", "query-sev", "query-sev-launch-measure", "query-sev
 END_GRACE_S = 10.0
 _LAST_WORDS_S = 2.0
 _LOOK_S = 1.0
+_CONTINUED_S = 20.0  # from cont until every vCPU has run
 #: Commands of a repetition that are under way at once.
 _IN_FLIGHT = 64
 _T = TypeVar("_T")
@@ -57,7 +58,7 @@ class Conversation:
                 await self._take(peer, spec.paused_steps)
                 await self._execute(peer, Qmp("cont"))
             self.phase = "waiting for every vCPU to run"
-            if await asyncio.to_thread(self._running):
+            if await asyncio.to_thread(self._running, _CONTINUED_S if spec.paused else None):
                 await self._ask(peer)
                 await self._take(peer, spec.steps)
                 if peer.runstate is Runstate.RUNNING:
@@ -161,8 +162,9 @@ class Conversation:
             start, status = told["start"], await self._within(peer.execute("query-status"))
             stopped = not status["running"]  # type: ignore[index]
 
-    def _running(self) -> bool:
+    def _running(self, limit_s: float | None) -> bool:
         left = max(self._deadline - time.monotonic(), 0.1)
+        left = left if limit_s is None else min(left, limit_s)
         request = {"launch": self._number, "until": "running", "timeout_s": left}
         return bool(self._client.call("wait", request, timeout_s=left + END_GRACE_S)["reached"])
 

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
     from .launcher import Launcher
 
-#: The report's last line.
+#: The report's first line, and its last.
+BEGIN = " begin scenario="
 END = r" end scenario=[^\n]*\n"
 #: Of the TSC, without progress: 1 to 2 s on hardware.
 _TIMEOUT_TICKS = 4_000_000_000
 _BEAT_TICKS = 5_000_000
+_BEGIN_S = 15.0
 _END_S, _END_VCPU_S = 30.0, 0.5
 #: APIC ids above 254 need x2APIC, and interrupts to them an IOMMU that remaps.
 WITH_X2APIC: dict[str, Any] = {
@@ -51,5 +53,6 @@ class Probe:
         )
         path = self._launcher.put(f"probe-{scenario}.bin", image)
         limit = _END_S + _END_VCPU_S * int(options.get("vcpus", 1))
-        taken = [console(END, timeout_s=limit)] if steps is None else steps
+        told = (console(BEGIN, timeout_s=_BEGIN_S), console(END, timeout_s=limit))
+        taken = told if steps is None else steps
         return self._launcher(firmware=path, steps=taken, **guest)

@@ -88,7 +88,7 @@ def verdicts(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=300,
         check=False,
     )
     written = folder / "verdicts.json"
