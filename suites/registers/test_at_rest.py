@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_seves.errors import Undecided
 from pytest_seves.evidence.registers import registers_before
 from pytest_seves.evidence.shown import registers_shown, unknown_values
 from pytest_seves.evidence.timeline import Stage, after, names
@@ -29,6 +30,10 @@ def survived(launch: Launch) -> bool:
 def protected(launch: Launch) -> Launch:
     """This launch, if its vCPUs were measured and run; VMSA-1 judges that they are."""
     _ = launch.timeline.vmsa_update
+    asked = [exchange.sent_ns for exchange in launch.qmp.all("human-monitor-command")]
+    stopped = [when for when, e in launch.qmp.events if e["event"] == "STOP"]
+    if not asked or (stopped and min(stopped) < min(asked)):
+        raise Undecided(f"{launch.host}: the guest had stopped before it was asked: {launch.account()}")
     return launch.reached(Stage.RUNNING)
 
 

@@ -22,8 +22,8 @@ ROUNDS = 1000
 ES = 0x5
 WRITTEN = "efbeadde00000000"
 
-PLACED = console(" beat=1 holding=2 ")
-LATER = console(" beat=", fresh=True)
+PLACED = console(r" beat=1 holding=2 [^\n]*\n")
+LATER = console(r" beat=[^\n]*\n", fresh=True)
 SHOW = hmp("info registers -a")
 READ: list[Step] = [SHOW, gdb("?", "Hg1", "g", "Hg2", "g", "D")]
 DUMP: list[Step] = [hmp(f"xp /512gx {CANARY_PAGE:#x}"), gdb("?", f"m{CANARY_PAGE:x},200", "D")]
