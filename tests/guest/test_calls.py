@@ -149,7 +149,7 @@ def test_a_refused_ioctl_is_an_answer(kvm: Kvm) -> None:
 
 
 def test_a_launch_by_hand(kvm: Kvm) -> None:
-    """From the init command to LAUNCH_FINISH; the measurement is in memory, and a guest without RAM faults."""
+    """From the init command to LAUNCH_FINISH; the measurement is in memory; a guest without RAM faults."""
     vm = kvm(ES_INIT.launched(), calls.peek("measurement", 48), calls.run(limit_s=0.2))
     assert len(set(vm[-2].out)) > 16
     assert (vm[-1].exit_reason, vm[-1].kicked) == (spec.KVM_EXIT_SHUTDOWN, False)
