@@ -150,3 +150,16 @@ def test_the_known_defects_are_those_of_the_version(run: Run, vmm: Vmm, project:
     skipped = {name for name, entry in run.verdicts.items() if set(entry["counts"]) == {"skipped"}}
     assert run.verdicts
     assert run.requirements("known defect") == expected - skipped
+
+
+def test_the_defect_of_init2_turns_its_requirement_red(project: Path, tmp_path: Path) -> None:
+    """INIT-6 can fail, and nothing else of INIT with it; only a VMM with KVM_SEV_INIT2 can show it."""
+    text = f'[host]\nmodel = "linux-7.2"\n\n[vmm]\nbinary = {json.dumps(str(_backports().binary))}\n'
+    (tmp_path / "newest.toml").write_text(text)
+    options = ("--sev-host", "newest", f"--sev-lab={tmp_path}", f"--sev-artifacts={tmp_path / 'artifacts'}")
+    command = (sys.executable, "-m", "pytest", "suites/init", "-q", "-p", "no:cacheprovider", *options)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    chosen = ("--sev-vcpus", "3", "--sev-policy", "0x5", "--sev-defect", "init2-flags")
+    subprocess.run([*command, *chosen], cwd=project, env=environment, check=False, timeout=_LIMIT_S)
+    verdicts = json.loads((tmp_path / "artifacts/verdicts.json").read_text())["newest"]
+    assert {name for name, entry in verdicts.items() if entry["verdict"] == "failed"} == {"INIT-6"}
