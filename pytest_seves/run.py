@@ -101,7 +101,7 @@ class Run:
                 raise ModelError(f"model: {error}") from error
             if self.options.artifacts:
                 self._stack.callback(
-                    _keep, (host.guest_log, host.firmware_log), self.options.artifacts / "model"
+                    _keep, (host.guest_log, host.firmware_log, host.log), self.options.artifacts / "model"
                 )
             self._model = {name: getattr(host, name) for name in ("address", "port", "user", "host_key")}
             self._model.update(identity=str(host.identity), firmware=str(host.firmware))
@@ -265,10 +265,10 @@ class Run:
 
 
 def _keep(logs: Iterable[Path], folder: Path) -> None:
-    """What the model itself wrote down: exits of each guest, and the commands that reached its firmware."""
+    """What the model wrote down: exits of each guest, commands to its firmware, and what broke in it."""
     folder.mkdir(parents=True, exist_ok=True)
     for log in logs:
-        if log.exists():
+        if log.exists() and log.stat().st_size:
             shutil.copy(log, folder)
 
 

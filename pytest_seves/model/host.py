@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from . import sshd
+from . import session_supervisor, sshd
 from .cpu.trace import LOG_NAME as TRACE_NAME
 from .platform import LOG_NAME
 from .profiles import resolve
@@ -75,6 +75,11 @@ class ModelHost:
     def firmware_log(self) -> Path:
         """Commands that reached the modelled firmware, one JSON object a line."""
         return self.directory / LOG_NAME
+
+    @property
+    def log(self) -> Path:
+        """What broke in the model itself; empty while nothing did."""
+        return self.directory / session_supervisor.LOG_NAME
 
     @property
     def guest_log(self) -> Path:

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import cpuid, process_tree, seccomp, sshd
+from . import cpuid, process_tree, seccomp, session_supervisor, sshd
 from .cpu import engine
 from .platform import Platform
 from .profiles import resolve
@@ -152,7 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.set_wakeup_fd(ours.fileno())
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    log = os.open(options.directory / "model.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = os.open(
+        options.directory / session_supervisor.LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
+    )
     os.dup2(log, 2)
     try:
         _run(options, wakeup)

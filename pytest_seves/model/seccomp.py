@@ -12,8 +12,11 @@ import errno
 import fcntl
 import os
 import select
+import signal
 import socket
 import struct
+import sys
+from collections.abc import Sequence
 
 from .bpf import Instruction, assemble
 
@@ -35,6 +38,8 @@ _SET_FLAGS = 0x40082104
 _SYNC_WAKE_UP = 1
 _CONTINUE = 1
 _ADDFD_SEND = 1 << 1
+_SIGSET_SIZE = 128  # sigset_t of glibc
+_SIGINFO_SIZE = 128  # struct signalfd_siginfo
 
 _RESPONSE = struct.Struct("=QqiI")
 _NEW_DESCRIPTOR = struct.Struct("=QIIII")
@@ -61,6 +66,26 @@ def die_with_parent(signal_number: int) -> None:
 def adopt_orphans() -> None:
     """Become the parent of every descendant whose own parent dies."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def signal_descriptor(numbers: Sequence[int]) -> int:
+    """Block these signals, and read them from the descriptor instead (signalfd(2)).
+
+    A handler will not do for one who answers notifications: a signal that interrupts the ioctl ADDFD with
+    SECCOMP_ADDFD_FLAG_SEND takes back the descriptor, but not the answer, and the target's open() returns 0.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    mask = sum(1 << (number - 1) for number in numbers).to_bytes(_SIGSET_SIZE, sys.byteorder)
+    descriptor: int = _libc.signalfd(-1, mask, os.O_NONBLOCK | os.O_CLOEXEC)
+    if descriptor < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"signalfd: {os.strerror(number)}")
+    return descriptor
+
+
+def read_signal(descriptor: int) -> int:
+    """Number of one signal that has arrived (``ssi_signo``)."""
+    return int.from_bytes(os.read(descriptor, _SIGINFO_SIZE)[:4], sys.byteorder)
 
 
 def install(program: list[Instruction]) -> int:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from . import bpf, seccomp
-from .session_supervisor import ENDING_SIGNALS, Session, log_failure
+from .session_supervisor import ENDING_SIGNALS, LOG_NAME, SIGNALS, Session, log_failure
 
 _SHELL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP)
 
@@ -62,7 +62,7 @@ def _start_command() -> tuple[int, int]:
 def _detach(directory: str) -> None:
     """Leave the channel to the command alone: sshd sees its end when the command closes it."""
     null = os.open(os.devnull, os.O_RDWR)
-    log = os.open(f"{directory}/model.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = os.open(f"{directory}/{LOG_NAME}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for target, source in ((0, null), (1, null), (2, log)):
         os.dup2(source, target)
     os.close(null)
@@ -76,6 +76,7 @@ def _end_like(status: int) -> None:
         number = os.WTERMSIG(status)
         if number not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
         os.kill(os.getpid(), number)
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
@@ -84,13 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of sshd's ForceCommand: directory, profile, EBX of CPUID 0x8000001F."""
     directory, profile, encryption_ebx = sys.argv[1:] if arguments is None else arguments
     sshd = os.getppid()
-    ours, wakeup = socket.socketpair()
-    for side in (ours, wakeup):
-        side.setblocking(False)
     child, listener = _start_command()
-    signal.set_wakeup_fd(ours.fileno())
-    for number in (*ENDING_SIGNALS, signal.SIGCHLD):
-        signal.signal(number, lambda *_: None)
+    signals = seccomp.signal_descriptor(SIGNALS)
     for number in _SHELL_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     seccomp.adopt_orphans()
@@ -99,9 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     _detach(directory)
     session = Session(profile, int(encryption_ebx), directory, listener, child)
-    os.kill(os.getpid(), signal.SIGCHLD)  # the child may have ended before the handler was there
+    os.kill(os.getpid(), signal.SIGCHLD)  # the child may have ended before it was blocked
     try:
-        status = session.run(wakeup)
+        status = session.run(signals)
     except Exception:  # noqa: BLE001  the process boundary: log, then end the session rather than hang it
         log_failure()
         status = 125 << 8

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from .profiles import Profile
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (*ENDING_SIGNALS, signal.SIGCHLD)
 _DEVICES = (b"/dev/kvm", b"/dev/sev")
+#: What breaks in the model itself, in its directory.
+LOG_NAME = "model.log"
 
 
 def log_failure() -> None:
@@ -78,9 +81,12 @@ class Session:
     def _served(self) -> ServedFiles:
         return ServedFiles(self._profile, self._usage)
 
-    def run(self, wakeup: socket.socket) -> int:
-        """Serve until the child has ended or the session is dropped; the child's wait status."""
-        self._epoll.register(wakeup.fileno(), select.EPOLLIN)
+    def run(self, signals: int) -> int:
+        """Serve until the child has ended or the session is dropped; the child's wait status.
+
+        :param signals: where :data:`SIGNALS`, which are blocked, are read from.
+        """
+        self._epoll.register(signals, select.EPOLLIN)
         buffer = bytearray(seccomp.NOTIFICATION.size)
         listener = self._listener.descriptor
         while True:
@@ -89,8 +95,8 @@ class Session:
                     self._receive(buffer)
                 elif descriptor in self._channels:
                     self._hear(self._channels[descriptor])
-                elif descriptor == wakeup.fileno():
-                    status = self._signalled(wakeup.recv(64))
+                elif descriptor == signals:
+                    status = self._signalled(seccomp.read_signal(signals))
                     if status is not None:
                         return status
 
@@ -252,9 +258,7 @@ class Session:
         if supervisor == 0:
             status = 1
             try:
-                signal.set_wakeup_fd(-1)
-                for number in (*ENDING_SIGNALS, signal.SIGCHLD):
-                    signal.signal(number, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
                 seccomp.die_with_parent(signal.SIGKILL)
                 self._close_inherited(ours)
                 ends = (theirs, memory, pidfd, process)
@@ -316,8 +320,8 @@ class Session:
 
     # The end
 
-    def _signalled(self, numbers: bytes) -> int | None:
-        if any(number in numbers for number in ENDING_SIGNALS):
+    def _signalled(self, number: int) -> int | None:
+        if number in ENDING_SIGNALS:
             return signal.SIGHUP
         while True:
             try:

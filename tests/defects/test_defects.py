@@ -95,7 +95,9 @@ def verdicts(
     )
     written = folder / "verdicts.json"
     assert written.exists(), f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return {name: entry["verdict"] for name, entry in json.loads(written.read_text())["model"].items()}
+    entries = json.loads(written.read_text())["model"]
+    assert {name: entry["first"] for name, entry in entries.items() if entry["verdict"] == "error"} == {}
+    return {name: entry["verdict"] for name, entry in entries.items()}
 
 
 def test_without_a_defect_nothing_is_red(project: Path, tmp_path: Path) -> None:
@@ -143,5 +145,4 @@ def test_kernel_defects_leave_the_vmm_alone(project: Path, tmp_path: Path, newes
     seen = verdicts(project, tmp_path, newest, *named, *NOT_DIRECT)
     red = {requirement for requirement, verdict in seen.items() if verdict == "failed"}
     assert red <= {broken for name in KERNEL_DEFECTS for broken in DEFECTS[name].breaks}
-    assert "error" not in seen.values()
     assert len(seen) > len(red)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 import struct
 import subprocess
 
@@ -12,6 +13,25 @@ from pytest_seves.model import cpuid
 from pytest_seves.model.host import ModelHost
 from tests.model.driving import Ssh
 
+#: Orphans, which end as children of the session's supervisor, while others open a file that it serves.
+READ_AMONG_ORPHANS = """
+import os, time
+end = time.monotonic() + 2
+for _ in range(4):
+    if os.fork() == 0:
+        while time.monotonic() < end:
+            with open("/sys/fs/cgroup/misc.current") as file:
+                if not file.read().startswith("sev "):
+                    os._exit(1)
+        os._exit(0)
+while time.monotonic() < end:
+    child = os.fork()
+    if child == 0:
+        os.fork()
+        os._exit(0)
+    os.waitpid(child, 0)
+print([os.wait()[1] for _ in range(4)])
+"""
 READ_CPUID = (
     "python3 -I -S -c 'import os; f = os.open(\"/dev/cpu/0/cpuid\", 0); print(os.pread(f, 16, {leaf}).hex())'"
 )
@@ -41,6 +61,12 @@ def test_parameter_of_another_kernel_is_absent(ssh: Ssh, path: str) -> None:
     run = ssh(f"cat {path}")
     assert (run.returncode, run.stdout) == (1, "")
     assert "No such file" in run.stderr
+
+
+def test_a_served_file_is_opened_whatever_else_ends(ssh: Ssh) -> None:
+    """A child of the supervisor that ends meanwhile does not make the open return another descriptor."""
+    run = ssh(f"python3 -I -S -c {shlex.quote(READ_AMONG_ORPHANS)}")
+    assert (run.returncode, run.stdout) == (0, "[0, 0, 0, 0]\n")
 
 
 def test_parameters_are_read_only(ssh: Ssh) -> None:
