@@ -15,7 +15,6 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from pytest_seves.errors import Undecided, Unsupported
@@ -23,8 +22,8 @@ from pytest_seves.evidence.launch import Launch
 from pytest_seves.guest.launcher import Launcher
 from pytest_seves.guest.probe import END, Probe
 from pytest_seves.guest.steps import Step, console, event
-from pytest_seves.host.inventory import Firmware, load_host
 from pytest_seves.host.target import Target
+from pytest_seves.hosts import entry_of
 from pytest_seves.model.host import ModelHost
 
 SIZES = (1, 2, 3, 4, 6, 8, 16)
@@ -120,18 +119,9 @@ def main() -> int:
     options = parser.parse_args()
     with ExitStack() as stack:
         model = stack.enter_context(ModelHost.start(options.profile))
-        entry = load_host("model", Path(__file__).parents[1] / "lab")
-        vmm = replace(entry.vmm, binary=options.vmm) if options.vmm else entry.vmm
-        host = replace(
-            entry,
-            vmm=vmm,
-            address=model.address,
-            port=model.port,
-            user=model.user,
-            identity=model.identity,
-            host_key=model.host_key,
-            firmware=Firmware(path=str(model.firmware)),
-        )
+        host = entry_of(model)
+        if options.vmm:
+            host = replace(host, vmm=replace(host.vmm, binary=options.vmm))
         result = soak(stack.enter_context(Target(host)), options.launches, options.seed)
     print(json.dumps({"profile": options.profile, **result}, indent=2))
     return 1 if result["odd"] else 0

@@ -14,14 +14,12 @@ import statistics
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
-from pathlib import Path
 
 from pytest_seves.evidence.launch import Launch
 from pytest_seves.evidence.timeline import Stage
 from pytest_seves.guest.launcher import Launcher
-from pytest_seves.host.inventory import Firmware, load_host
 from pytest_seves.host.target import Target
+from pytest_seves.hosts import entry_of
 from pytest_seves.model.host import ModelHost
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -73,18 +71,8 @@ def main() -> int:
     parser.add_argument("--launches", type=int, default=300)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     given = parser.parse_args()
-    with ModelHost.start() as model:
-        entry = replace(
-            load_host("model", Path("lab")),
-            address=model.address,
-            port=model.port,
-            user=model.user,
-            identity=model.identity,
-            host_key=model.host_key,
-            firmware=Firmware(path=str(model.firmware)),
-        )
-        with Target(entry) as target:
-            result = soak(target, given.launches, given.seed)
+    with ModelHost.start() as model, Target(entry_of(model)) as target:
+        result = soak(target, given.launches, given.seed)
     print(json.dumps(result, indent=2))
     return 1 if result["odd"] else 0
 

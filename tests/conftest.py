@@ -32,19 +32,8 @@ def model() -> Iterator[ModelHost]:
 @pytest.fixture(scope="session")
 def target(model: ModelHost) -> Iterator[Target]:
     """The model, seen as a host of the lab."""
-    from pytest_seves.host.inventory import Firmware, LabHost
     from pytest_seves.host.target import Target
+    from pytest_seves.hosts import entry_of
 
-    entry = LabHost(
-        name="model",
-        file=None,
-        address=model.address,
-        port=model.port,
-        user=model.user,
-        identity=model.identity,
-        host_key=model.host_key,
-        firmware=Firmware(path=str(model.firmware)),
-        model="linux-6.1",
-    )
-    with Target(entry) as connected:
+    with Target(entry_of(model)) as connected:
         yield connected

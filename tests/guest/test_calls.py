@@ -17,8 +17,8 @@ from pytest_seves.guest.answers import Answers
 from pytest_seves.guest.calls import At, create_vcpu, create_vm, needed, open_kvm, sev
 from pytest_seves.guest.direct import Kvm
 from pytest_seves.guest.init_path import ES_INIT, INIT2, INIT_PATHS, InitPath
-from pytest_seves.host.inventory import Firmware, LabHost
 from pytest_seves.host.target import Target
+from pytest_seves.hosts import entry_of
 from pytest_seves.model.host import ModelHost
 from pytest_seves.model.profiles import NAMES as PROFILES
 from pytest_seves.spec import kvm as spec
@@ -117,22 +117,8 @@ def test_needed_goes_all_the_way_down() -> None:
 @pytest.fixture(scope="module", params=sorted(PROFILES))
 def host(request: pytest.FixtureRequest) -> Iterator[Target]:
     """A model host of each kernel."""
-    with ModelHost.start(request.param) as model, Target(_entry(model)) as connected:
+    with ModelHost.start(request.param) as model, Target(entry_of(model)) as connected:
         yield connected
-
-
-def _entry(model: ModelHost) -> LabHost:
-    return LabHost(
-        name="model",
-        file=None,
-        address=model.address,
-        port=model.port,
-        user=model.user,
-        identity=model.identity,
-        host_key=model.host_key,
-        firmware=Firmware(path=str(model.firmware)),
-        model=model.profile,
-    )
 
 
 @pytest.fixture

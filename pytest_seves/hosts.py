@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The hosts of a run: connected on first use, model hosts started once for all workers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ModelError, UsageError
+from .guest.defects import chosen_defects, kernel_settings
+from .host.inventory import LabHost, load_host
+from .options import Options
+
+if TYPE_CHECKING:
+    from .guest.defect import Defect
+    from .guest.launcher import Launcher
+    from .host.target import Target
+    from .model.host import ModelHost
+
+#: Where a model host of this run is, as the controller tells its workers; values are JSON.
+Place = dict[str, Any]
+
+
+def place_of(model: ModelHost) -> Place:
+    """How a running model host is reached."""
+    return {
+        "address": model.address,
+        "port": model.port,
+        "user": model.user,
+        "identity": str(model.identity),
+        "host_key": model.host_key,
+        "firmware": str(model.firmware),
+    }
+
+
+def entry_of(model: ModelHost, name: str = "model") -> LabHost:
+    """A lab entry for a model host that runs, with everything else at its default."""
+    return at(LabHost(name=name, file=None, address="", user="", model=model.profile), place_of(model))
+
+
+def at(entry: LabHost, place: Place) -> LabHost:
+    """The lab entry of a model host that runs at `place`; its own firmware, if it names one, stays."""
+    firmware = entry.firmware if entry.firmware.path else replace(entry.firmware, path=place["firmware"])
+    known = {name: place[name] for name in ("address", "port", "user", "host_key")}
+    return replace(entry, identity=Path(place["identity"]), firmware=firmware, **known)
+
+
+class Hosts:
+    """Targets and launchers by the name of the host.
+
+    :param places: model hosts that the controller started; None in the controller.
+    :param worker: name of the xdist worker; empty in the controller.
+    :raise InventoryError, UsageError: a host is not in the lab, or a defect is not one, or not one of it.
+    """
+
+    def __init__(self, options: Options, places: dict[str, Place] | None, worker: str) -> None:
+        self._options = options
+        self._places = {} if places is None else places
+        self._worker = worker
+        self._stack = ExitStack()
+        self._targets: dict[str, Target] = {}
+        self._launchers: dict[str, Launcher] = {}
+        chosen = chosen_defects(options.defects)
+        self.entries = {name: load_host(name, options.lab) for name in options.hosts}
+        _require_model(chosen, self.entries.values())
+
+    def target(self, name: str) -> Target:
+        """The host called `name`, connected on first use."""
+        if name not in self._targets:
+            from .host.target import Target
+
+            entry = self.entries[name]
+            if entry.model is not None:
+                entry = at(entry, self._place(name, entry.model))
+            self._targets[name] = self._stack.enter_context(Target(entry))
+        return self._targets[name]
+
+    def launcher(self, target: Target) -> Launcher:
+        """The factory behind `launch_guest`, one per host."""
+        if target.name not in self._launchers:
+            from .guest.launcher import Launcher
+
+            folder = self._options.artifacts / target.name if self._options.artifacts else None
+            self._launchers[target.name] = Launcher(
+                target, defects=self._options.defects, artifacts=folder, worker=self._worker
+            )
+        return self._launchers[target.name]
+
+    def counts(self) -> tuple[int, int]:
+        """Launches that were made here, and requests for a guest that they served."""
+        own = self._launchers.values()
+        return sum(launcher.launched for launcher in own), sum(launcher.served for launcher in own)
+
+    def places(self) -> dict[str, Place]:
+        """Every model host of the run, started.
+
+        :raise ModelError: one cannot be.
+        """
+        models = {name: entry.model for name, entry in self.entries.items() if entry.model is not None}
+        return {name: self._place(name, profile) for name, profile in models.items()}
+
+    def close(self) -> None:
+        """Disconnect, and stop the model hosts that were started here. Idempotent."""
+        self._stack.close()
+
+    def _place(self, name: str, profile: str) -> Place:
+        if name not in self._places:
+            from .model.host import ModelHost, ModelUnavailable
+
+            if settings := kernel_settings(self._options.defects):
+                profile += ("," if ":" in profile else ":") + settings
+            try:
+                model = self._stack.enter_context(ModelHost.start(profile=profile))
+            except ModelUnavailable as error:
+                raise ModelError(f"{name}: {error}") from error
+            if self._options.artifacts:
+                logs = (model.guest_log, model.firmware_log, model.log)
+                self._stack.callback(_keep, logs, self._options.artifacts / name)
+            self._places[name] = place_of(model)
+        return self._places[name]
+
+
+def _keep(logs: Iterable[Path], folder: Path) -> None:
+    """What the model wrote down: exits of each guest, commands to its firmware, and what broke in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for log in logs:
+        if log.exists() and log.stat().st_size:
+            shutil.copy(log, folder)
+
+
+def _require_model(defects: Iterable[Defect], hosts: Iterable[LabHost]) -> None:
+    """Refuse to make a real host's kernel wrong.
+
+    :raise UsageError: names the defect and the host.
+    """
+    wrong = next((defect.name for defect in defects if defect.kernel), None)
+    real = next((host.name for host in hosts if host.model is None), None)
+    if wrong and real:
+        raise UsageError(
+            f"--sev-defect {wrong}: this defect is one of the model's kernel, and {real} is a real host; "
+            "give it --sev-host model alone"
+        )

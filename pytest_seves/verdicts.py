@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Verdicts of a run, by host and requirement: gathered in the controller, shown at the end, written down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .guest.defects import DEFECTS
+from .hosts import Hosts
+from .options import Options
+from .report import catalogue, listing, summary
+
+_COLOURS: dict[str, dict[str, bool]] = {
+    "passed": {"green": True},
+    "failed": {"red": True},
+    "error": {"red": True},
+    "unexpected pass": {"red": True},
+    "undecided": {"yellow": True},
+    "known defect": {"yellow": True},
+    "skipped": {"yellow": True},
+}
+
+
+class Verdicts:
+    """A plugin of the controller.
+
+    :ivar launches: what workers launched, and how many requests that served.
+    """
+
+    def __init__(self, config: pytest.Config, options: Options, hosts: Hosts) -> None:
+        self._config = config
+        self._options = options
+        self._hosts = hosts
+        self._verdicts: dict[tuple[str, str], summary.Tally] = {}
+        self._catalogues: set[Path] = set()
+        self._collected: dict[str, list[str]] = {}
+        self._launches = self._served = 0
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note which requirement each collected test decides."""
+        for item in session.items:
+            requirement = dict(item.user_properties).get("requirement")
+            if requirement and (path := catalogue.find(item.path.parent)):
+                self._catalogues.add(path)
+                self._collected.setdefault(str(requirement), []).append(item.name)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count what a test decided."""
+        properties = dict(report.user_properties)
+        requirement = properties.get("requirement")
+        decisive = report.when == "call" or report.outcome != "passed"
+        if requirement and decisive:
+            host = str(properties.get("host", self._options.hosts[0]))
+            tally = self._verdicts.setdefault((host, str(requirement)), summary.Tally())
+            test, evidence = report.nodeid.rpartition("::")[2], str(properties.get("evidence", ""))
+            tally.add(_outcome(report), test, _why(report), evidence)
+            file = self._config.rootpath / report.nodeid.partition("::")[0]
+            if path := catalogue.find(file.parent):
+                self._catalogues.add(path)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Add up what an xdist worker did."""
+        launches, served = getattr(node, "workeroutput", {}).get("sev_launches", (0, 0))
+        self._launches += launches
+        self._served += served
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """One line for each requirement, with counts; of a mere collection, what would be judged."""
+        write = terminalreporter
+        if self._config.getoption("collectonly"):
+            self._list(write)
+        if not self._verdicts:
+            return
+        self._section(write)
+        if any(entry.model for entry in self._hosts.entries.values()):
+            write.line("The model is software: nothing here is a qualification of hardware.", yellow=True)
+        for name in self._options.defects:
+            culprit = DEFECTS[name].culprit
+            write.line(f"--sev-defect {name}: the {culprit} was made wrong on purpose.", yellow=True)
+        for verdict, line in summary.lines(self._requirements(), self._verdicts, write._tw.fullwidth):
+            write.line(line, **_COLOURS.get(verdict, {}))
+        launches, served = self._hosts.counts()
+        launches, served = launches + self._launches, served + self._served
+        write.line(f"{launches} launches served {served} requests for a guest.")
+        if self._options.artifacts:
+            write.line(f"evidence: {self._options.artifacts}")
+
+    def write(self) -> None:
+        """`verdicts.json` among the evidence, where there are verdicts and a place for it."""
+        folder = self._options.artifacts
+        if folder is None or not self._verdicts:
+            return
+        verdicts: dict[str, dict[str, Any]] = {}
+        for (host, requirement), tally in sorted(self._verdicts.items()):
+            counts, first = dict(tally.counts), tally.first
+            entry = {"verdict": tally.verdict, "counts": counts, "first": first, "evidence": tally.evidence}
+            verdicts.setdefault(host, {})[requirement] = entry
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "verdicts.json").write_text(json.dumps(verdicts, indent=2) + "\n")
+
+    def _list(self, write: Any) -> None:
+        if not self._collected or self._config.getoption("verbose") < 0:  # -q: node ids alone, for scripts
+            return
+        self._section(write)
+        for line in listing.lines(self._requirements(), self._collected, write._tw.fullwidth):
+            write.line(line)
+
+    def _section(self, write: Any) -> None:
+        write.section("requirements on " + ", ".join(self._options.hosts))
+
+    def _requirements(self) -> list[catalogue.Requirement]:
+        return [r for path in self._catalogues for r in catalogue.load(path).values()]
+
+
+def _outcome(report: pytest.TestReport) -> str:
+    if getattr(report, "sev_undecided", False):
+        return "undecided"
+    if hasattr(report, "wasxfail"):
+        return "known defect" if report.skipped else "unexpected pass"
+    if report.failed and report.longrepr and str(report.longrepr).startswith("[XPASS(strict)]"):
+        return "unexpected pass"
+    if report.failed and report.when != "call":
+        return "error"
+    return str(report.outcome)
+
+
+def _why(report: pytest.TestReport) -> str:
+    if hasattr(report, "wasxfail"):
+        return report.wasxfail.removeprefix("reason: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    message = str(crash.message if crash else report.longrepr or "")
+    return message.partition("\n")[0].removeprefix("pytest_seves.errors.").rstrip(":")[:400]
