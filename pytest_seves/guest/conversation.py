@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import logging
 import signal
@@ -18,7 +20,7 @@ from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClien
 from . import qemu
 from .gdbstub import GdbStub, StubError
 from .spec import GuestSpec
-from .steps import Await, Console, Gdb, Qmp, Repeat, Step, hmp
+from .steps import Await, Console, Dump, Gdb, Qmp, Repeat, Step, hmp
 
 if TYPE_CHECKING:
     from pytest_seves.host.client import AgentClient
@@ -46,13 +48,15 @@ class Conversation:
         self._number = number
         self._deadline = deadline
         self.phase = "waiting for the QMP greeting"
+        #: What the VMM dumped, in order.
+        self.dumps: list[bytes] = []
 
-    async def hold(self, qmp: socket.socket, spec: GuestSpec) -> None:
+    async def hold(self, monitor: socket.socket, spec: GuestSpec) -> None:
         """Ask, let it run, ask again, take the steps, end it."""
         peer = QMPClient(f"launch-{self._number}")
         peer.logger.setLevel(logging.CRITICAL)  # a VMM that dies is evidence, not news for the log
         try:
-            await self._within(peer.connect(qmp))
+            await self._within(peer.connect(monitor))
             if spec.paused:
                 await self._ask(peer)
                 await self._take(peer, spec.paused_steps)
@@ -93,6 +97,8 @@ class Conversation:
                 await self._debug(peer, step)
             elif isinstance(step, Repeat):
                 await self._repeat(peer, step)
+            elif isinstance(step, Dump):
+                await self._dump(peer, step)
             elif isinstance(step, Console):
                 await self._read_console(peer, step)
             elif isinstance(step, Await):
@@ -122,6 +128,16 @@ class Conversation:
         for start in range(0, len(commands), _IN_FLIGHT):
             batch = commands[start : start + _IN_FLIGHT]
             await asyncio.gather(*(self._execute(peer, command) for command in batch))
+
+    async def _dump(self, peer: QMPClient, step: Dump) -> None:
+        """Into a file of the agent's, which takes what comes of it: no file is left by a VMM that refuses."""
+        empty = {"data_b64": "", "sha256": hashlib.sha256().hexdigest()}
+        request = {"name": f"dump-{self._number}", **empty}
+        path = (await asyncio.to_thread(self._client.call, "file.put", request))["path"]
+        where = {"paging": False, "begin": step.begin, "length": step.length, "protocol": f"file:{path}"}
+        await self._execute(peer, Qmp("dump-guest-memory", json.dumps(where)))
+        told = await asyncio.to_thread(self._client.call, "file.read", {"path": path})
+        self.dumps.append(base64.b64decode(told["data_b64"]))
 
     async def _debug(self, peer: QMPClient, step: Gdb) -> None:
         await self._execute(peer, hmp(qemu.START_GDBSTUB))
