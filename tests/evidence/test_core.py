@@ -16,7 +16,7 @@ def core(notes: bytes, memory: bytes, **wrong: int) -> bytes:
     """An ELF core of two segments, as QEMU writes it; `wrong` replaces fields of the header."""
     start = 64 + 2 * 56
     fields = {"phoff": 64, "phentsize": 56, "phnum": 2, **wrong}
-    rest = (fields["phoff"], 0, 0, 64, given_["phentsize"], given_["phnum"], 0, 0, 0)
+    rest = (fields["phoff"], 0, 0, 64, fields["phentsize"], fields["phnum"], 0, 0, 0)
     header = b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + struct.pack("<HHIQQQIHHHHHH", 4, 62, 1, 0, *rest)
     note = struct.pack("<IIQQQQQQ", 4, 0, start, 0, 0, len(notes), len(notes), 0)
     load = struct.pack("<IIQQQQQQ", 1, 0, start + len(notes), 0, 0, len(memory), len(memory), 0)
