@@ -87,6 +87,14 @@ def read_options(config: pytest.Config) -> Options:
     )
 
 
+def share_launches(config: pytest.Config) -> None:
+    """Where only `-n` was given, distribute as `--dist loadgroup`: no launch is made by every worker."""
+    words = [*map(str, config.invocation_params.args), *config.getini("addopts")]
+    asked = any(word == "-d" or word.startswith("--dist") for word in words)
+    if not asked and getattr(config.option, "dist", "no") == "load":
+        config.option.dist = "loadgroup"
+
+
 def refuse_directories_as_words(config: pytest.Config) -> None:
     """Refuse ``--sev-lab DIR`` as two words where that misleads pytest.
 

@@ -110,6 +110,15 @@ class Run:
         except ModelError as error:
             pytest.exit(str(error), returncode=pytest.ExitCode.INTERNAL_ERROR)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> object | None:
+        """With `--dist loadgroup`, our own: by launch."""
+        if config.option.dist != "loadgroup":
+            return None
+        from .scheduling import LaunchScheduling
+
+        return LaunchScheduling(config, log, self.options.hosts)
+
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
         """Write the verdicts; disconnect; in the controller, stop the model hosts."""
