@@ -89,8 +89,11 @@ class Run:
                 reason = f"known defect: {known.what} ({known.reference})"
                 item.add_marker(pytest.mark.xfail(raises=AssertionError, strict=True, reason=reason))
 
-    def classify(self, report: pytest.TestReport, error: BaseException) -> None:
+    def classify(self, item: pytest.Item, report: pytest.TestReport, error: BaseException) -> None:
         """A broken rig, or a wrong call in a test, is an error and no failure; undecided is neither."""
+        launcher = getattr(item, "funcargs", {}).get("launch_guest")
+        if launcher and launcher.last and not launcher.failed and _is_failure(report, error):
+            launcher.failed = (item.nodeid, launcher.last)
         if isinstance(error, Undecided):
             report.sev_undecided = True  # type: ignore[attr-defined]  # crosses xdist with the report
         elif isinstance(error, (RigError, UsageError)) and report.when == "call":
@@ -120,8 +123,13 @@ class Run:
         return LaunchScheduling(config, log, self.options.hosts)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
         """Write the verdicts; disconnect; in the controller, stop the model hosts."""
+        if self.options.keep_failed and exitstatus == pytest.ExitCode.TESTS_FAILED:
+            try:
+                self._hosts.keep_failed(self.options.keep_failed, _say)
+            except RigError as error:
+                _say(f"the failed guest could not be kept: {error}")
         if self._worker is not None:
             self._config.workeroutput["sev_launches"] = self._hosts.counts()  # type: ignore[attr-defined]
         else:
@@ -131,3 +139,14 @@ class Run:
     def pytest_unconfigure(self) -> None:
         """Whatever happened before, leave nothing behind."""
         self._hosts.close()
+
+
+def _is_failure(report: pytest.TestReport, error: BaseException) -> bool:
+    return (
+        report.failed and report.when == "call" and not isinstance(error, (RigError, UsageError, Undecided))
+    )
+
+
+def _say(text: str) -> None:
+    """To a person at once, from an xdist worker too: those share the standard error of their controller."""
+    print(f"\n{text}", file=sys.stderr, flush=True)
