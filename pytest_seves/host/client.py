@@ -36,6 +36,7 @@ _START_S = 30.0
 _END_S = 10.0
 _CALL_S = 30.0
 _MARGIN_S = 10.0
+_SLICE = 1 << 15
 _STDERR_KEPT = 4096
 _GARBAGE_SHOWN = 2048
 
@@ -60,6 +61,8 @@ class AgentClient:
         self.host = host
         #: The agent's greeting: python, agent, pid, monotonic_ns, time_ns.
         self.hello: dict[str, Any] = {}
+        #: Bytes that went out, for whoever watches.
+        self.sent = 0
         self._owner = os.getpid()
         self._process = process
         self._program = program
@@ -179,7 +182,9 @@ class AgentClient:
     def _write(self) -> None:
         with suppress(OSError):  # the reader finds out why
             while (frame := self._outbox.get()) is not None:
-                self._process.send(frame)
+                for at in range(0, len(frame), _SLICE):
+                    self._process.send(frame[at : at + _SLICE])
+                    self.sent += len(frame[at : at + _SLICE])
 
     def _read_stderr(self) -> None:
         while data := self._process.recv_stderr():
