@@ -15,6 +15,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
+from pytest_seves.host.target import Target
 from pytest_seves.model.host import ModelHost
 from pytest_seves.progress import SILENT, Progress
 
@@ -132,13 +133,15 @@ class SlowLine:
 
 
 @pytest.fixture
-def slow_lab(pytester: pytest.Pytester, model: ModelHost) -> Iterator[pytest.Pytester]:
-    """A lab with a host behind a slow line, and a test that puts a file of 4 MiB on it."""
-    line = SlowLine(model.port, bytes_per_s=1_000_000)
+def slow_lab(
+    pytester: pytest.Pytester, model: ModelHost, request: pytest.FixtureRequest
+) -> Iterator[pytest.Pytester]:
+    """A lab with a host behind a slow line (1 MB/s, or its parameter), and a test that uploads 4 MiB."""
+    line = SlowLine(model.port, bytes_per_s=getattr(request, "param", 1_000_000))
     pytester.mkdir("lab").joinpath("far.toml").write_text(
         f'[host]\naddress = "127.0.0.1"\nport = {line.port}\nuser = "{model.user}"\n'
         f'identity = "{model.identity}"\nhost_key = "{model.host_key}"\npython = "{sys.executable}"\n'
-        f'[firmware]\npath = "{model.firmware}"\n'
+        f'connect_timeout_s = 60\n[firmware]\npath = "{model.firmware}"\n'
     )
     pytester.makepyfile(
         """
@@ -198,3 +201,13 @@ def test_a_slow_upload_on_a_terminal(slow_lab: pytest.Pytester, more: list[str])
     assert len(set(re.findall(UPLOAD, text))) > 3 or more
     assert "far: " not in [final.rpartition("\r")[2] for final in text.split("\r\n")]
     assert "done after" not in text
+
+
+@pytest.mark.parametrize("slow_lab", [500], indirect=True)
+def test_a_slow_connection_of_a_check(slow_lab: pytest.Pytester, target: Target) -> None:
+    """`--sev-check` says on stderr that it is still connecting; stdout has the table alone."""
+    assert target.client.hello  # so that the host has the agent already
+    result = slow_lab.runpytest_subprocess("--sev-host", "far", "--sev-check")
+    assert result.ret == 0
+    result.stderr.re_match_lines([r"far: connecting: \d+ s", r"far: connecting: done after \d+ s"])
+    result.stdout.fnmatch_lines(["far", "ok *CPU*"], consecutive=True)

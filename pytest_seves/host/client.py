@@ -61,7 +61,7 @@ class AgentClient:
         self.host = host
         #: The agent's greeting: python, agent, pid, monotonic_ns, time_ns.
         self.hello: dict[str, Any] = {}
-        #: Bytes that went out, for whoever watches.
+        #: Bytes handed to SSH, for whoever watches; the last 2 MiB of them may still be on their way.
         self.sent = 0
         self._owner = os.getpid()
         self._process = process

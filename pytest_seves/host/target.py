@@ -54,7 +54,9 @@ class Target:
     def facts(self) -> HostFacts:
         """What the host is, asked once."""
         wanted = {"vmm": self.entry.vmm.binary, "firmware": self.entry.firmware.path}
-        raw: dict[str, Any] = self.client.call("facts", wanted, timeout_s=_FACTS_TIMEOUT_S)
+        client = self.client
+        with self.progress.work(f"{self.name}: looking at the host"):
+            raw: dict[str, Any] = client.call("facts", wanted, timeout_s=_FACTS_TIMEOUT_S)
         return decode_facts(raw, now_ns=time.time_ns())
 
     @cached_property
