@@ -19,17 +19,8 @@ PACKAGE = PROJECT / "pytest_seves"
 EVERYTHING = {"agent", "cli", "errors", "evidence", "guest", "host", "measurement", "model", "progress"}
 EVERYTHING |= {"report", "spec"}
 #: pytest's side: the files directly in the package that a run is made of. They alone know pytest.
-PYTEST_SIDE = {
-    "plugin",
-    "options",
-    "fixtures",
-    "collection",
-    "run",
-    "hosts",
-    "verdicts",
-    "hookspecs",
-    "screen",
-}
+PYTEST_SIDE = {"plugin", "options", "fixtures", "collection", "run", "hosts", "verdicts", "hookspecs"}
+PYTEST_SIDE |= {"screen"}
 #: What each part of the package may import of the rest of it. A part that is not listed here fails.
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
@@ -40,22 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evidence": {"spec", "errors"},
     "agent": {"spec"},  # nothing else travels to the host
     "model": {"spec"},  # a mistake shared with guest/ or evidence/ would cancel itself out
-    "host": {
-        "spec",
-        "errors",
-        "measurement",
-        "evidence",
-        "agent",
-        "progress",
-    },  # both ends speak agent/frames.py
-    "guest": {
-        "spec",
-        "errors",
-        "measurement",
-        "evidence",
-        "host",
-        "progress",
-    },  # a launch runs over a connection
+    # both ends speak agent/frames.py
+    "host": {"spec", "errors", "measurement", "evidence", "agent", "progress"},
+    # a launch runs over a connection
+    "guest": {"spec", "errors", "measurement", "evidence", "host", "progress"},
     "report": {"spec", "errors", "evidence"},
     "cli": {"spec", "errors", "evidence", "host", "report"},
     **dict.fromkeys(PYTEST_SIDE, EVERYTHING | PYTEST_SIDE),
