@@ -14,6 +14,7 @@ from .errors import ModelError, UsageError
 from .guest.defects import chosen_defects, kernel_settings
 from .host.inventory import LabHost, load_host
 from .options import Options
+from .progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from .guest.defect import Defect
@@ -54,11 +55,19 @@ class Hosts:
 
     :param places: model hosts that the controller started; None in the controller.
     :param worker: name of the xdist worker; empty in the controller.
+    :param progress: told what takes long.
     :raise InventoryError, UsageError: a host is not in the lab, or a defect is not one, or not one of it.
     """
 
-    def __init__(self, options: Options, places: dict[str, Place] | None, worker: str) -> None:
+    def __init__(
+        self,
+        options: Options,
+        places: dict[str, Place] | None,
+        worker: str,
+        progress: Progress = SILENT,
+    ) -> None:
         self._options = options
+        self._progress = progress
         self._places = {} if places is None else places
         self._worker = worker
         self._stack = ExitStack()
@@ -76,7 +85,7 @@ class Hosts:
             entry = self.entries[name]
             if entry.model is not None:
                 entry = at(entry, self._place(name, entry.model))
-            self._targets[name] = self._stack.enter_context(Target(entry))
+            self._targets[name] = self._stack.enter_context(Target(entry, self._progress))
         return self._targets[name]
 
     def launcher(self, target: Target) -> Launcher:
@@ -126,7 +135,8 @@ class Hosts:
             if settings := kernel_settings(self._options.defects):
                 profile += ("," if ":" in profile else ":") + settings
             try:
-                model = self._stack.enter_context(ModelHost.start(profile=profile))
+                with self._progress.work(f"{name}: starting the model host"):
+                    model = self._stack.enter_context(ModelHost.start(profile=profile))
             except ModelUnavailable as error:
                 raise ModelError(f"{name}: {error}") from error
             if self._options.artifacts:

@@ -12,6 +12,7 @@ from .errors import InventoryError, ModelError, RigError, SevesError, Undecided,
 from .hosts import Hosts
 from .options import Options
 from .report import catalogue
+from .screen import progress
 from .verdicts import Verdicts
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Run:
         try:
             if not options.hosts:
                 raise UsageError("--sev-check: which host? Give --sev-host NAME")
-            self._hosts = Hosts(options, places, worker)
+            self._hosts = Hosts(options, places, worker, progress(config))
         except (InventoryError, UsageError) as error:
             raise pytest.UsageError(str(error)) from None
         self._verdicts = Verdicts(config, options, self._hosts)

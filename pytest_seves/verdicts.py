@@ -12,7 +12,7 @@ import pytest
 from .guest.defects import DEFECTS
 from .hosts import Hosts
 from .options import Options
-from .report import catalogue, listing, summary
+from .report import catalogue, listing, markdown, summary
 
 _COLOURS: dict[str, dict[str, bool]] = {
     "passed": {"green": True},
@@ -77,11 +77,8 @@ class Verdicts:
         if not self._verdicts:
             return
         self._section(write)
-        if any(entry.model for entry in self._hosts.entries.values()):
-            write.line("The model is software: nothing here is a qualification of hardware.", yellow=True)
-        for name in self._options.defects:
-            culprit = DEFECTS[name].culprit
-            write.line(f"--sev-defect {name}: the {culprit} was made wrong on purpose.", yellow=True)
+        for note in self._notes():
+            write.line(note, yellow=True)
         for verdict, line in summary.lines(self._requirements(), self._verdicts, write._tw.fullwidth):
             write.line(line, **_COLOURS.get(verdict, {}))
         launches, served = self._hosts.counts()
@@ -91,7 +88,7 @@ class Verdicts:
             write.line(f"evidence: {self._options.artifacts}")
 
     def write(self) -> None:
-        """`verdicts.json` among the evidence, where there are verdicts and a place for it."""
+        """`verdicts.json` and `summary.md` among the evidence, where there are verdicts and a place."""
         folder = self._options.artifacts
         if folder is None or not self._verdicts:
             return
@@ -102,6 +99,16 @@ class Verdicts:
             verdicts.setdefault(host, {})[requirement] = entry
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "verdicts.json").write_text(json.dumps(verdicts, indent=2) + "\n")
+        (folder / "summary.md").write_text(markdown.render(self._verdicts, self._notes()))
+
+    def _notes(self) -> list[str]:
+        """What must not be taken from the verdicts."""
+        model = any(entry.model for entry in self._hosts.entries.values())
+        notes = ["The model is software: nothing here is a qualification of hardware."] if model else []
+        return notes + [
+            f"--sev-defect {name}: the {DEFECTS[name].culprit} was made wrong on purpose."
+            for name in self._options.defects
+        ]
 
     def _list(self, write: Any) -> None:
         if not self._collected or self._config.getoption("verbose") < 0:  # -q: node ids alone, for scripts

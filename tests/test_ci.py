@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -87,3 +88,21 @@ def test_results_without_a_test_fail(project: Path, tmp_path: Path) -> None:
     result = run_check(project, "skips.py", tmp_path / "allowed", tmp_path / "results.xml")
     assert result.returncode == 1
     assert "no test ran: results.xml" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "what"),
+    [
+        ("echo $HOST", "SC2086"),
+        ("echo ${{ matrix.host }}", "an expression in a script"),
+        ('echo "$HOST"', ""),
+    ],
+)
+def test_steps_of_workflows_are_checked(project: Path, tmp_path: Path, script: str, what: str) -> None:
+    """What shellcheck finds in a step fails, and so does a value that is pasted into it."""
+    workflow = tmp_path / "w.yml"
+    workflow.write_text(f"jobs:\n  a:\n    steps:\n      - uses: b\n      - run: {json.dumps(script)}\n")
+    result = run_check(project, "steps.py", workflow)
+    assert result.returncode == (1 if what else 0), result.stderr
+    assert what in result.stdout
+    assert ("w.yml: job a, step 2" in result.stdout) == bool(what)

@@ -150,6 +150,18 @@ def test_a_failure_is_a_failure(suite: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["X-1 *must *1 failed *The first.", "*test_it: *assert*"])
 
 
+def test_a_summary_in_markdown_stands_beside_the_verdicts(suite: pytest.Pytester) -> None:
+    """It says that the model is no qualification, and nothing in a message becomes markup."""
+    write(suite, "raise Undecided('<script>|')")
+    suite.runpytest_subprocess("--sev-host", "model", "--sev-artifacts=out")
+    told = suite.path.joinpath("out/summary.md").read_text()
+    assert "nothing here is a qualification of hardware" in told
+    assert "| <code>X&#45;1</code> | **undecided** | 1 undecided | <code>test&#95;it</code><br>" in told
+    assert "script" in told
+    assert "<script" not in told
+    assert suite.path.joinpath("out/verdicts.json").exists()
+
+
 @pytest.mark.parametrize("wanted", ["== 'EBUSY'", "in ('EBUSY', None)"])
 def test_an_assertion_on_an_errno_shows_the_call(suite: pytest.Pytester, wanted: str) -> None:
     """The step, its number and the firmware's word stand beside the name, in the table as well."""

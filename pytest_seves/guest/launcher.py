@@ -9,7 +9,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -101,7 +101,8 @@ class Launcher:
         """
         self._target.require_ready()  # as it is with all its ASIDs
         client = self._target.client
-        client.call("alone.begin", {"timeout_s": _ALONE_S})
+        with self._target.progress.work(f"{self._target.name}: waiting for other launches to end"):
+            client.call("alone.begin", {"timeout_s": _ALONE_S})
         try:
             yield Alone(self, self._target)
         finally:
@@ -113,10 +114,21 @@ class Launcher:
         stored = f"{sha256[:12]}-{name}"  # the same name may be asked for with another content
         if stored not in self._files:
             start = max(len(content) - 1, 0) // _PIECE * _PIECE  # of the last piece
-            for at in range(0, start, _PIECE):
-                self._put_piece(stored, sha256, content[at : at + _PIECE], offset=at, last=False)
-            self._files[stored] = self._put_piece(stored, sha256, content[start:], offset=start, last=True)
+            with self._uploading(name, len(content)):
+                for at in range(0, start, _PIECE):
+                    self._put_piece(stored, sha256, content[at : at + _PIECE], offset=at, last=False)
+                path = self._put_piece(stored, sha256, content[start:], offset=start, last=True)
+            self._files[stored] = path
         return self._files[stored]
+
+    def _uploading(self, name: str, size: int) -> AbstractContextManager[None]:
+        client = self._target.client
+        before = client.sent
+        return self._target.progress.work(
+            f"{self._target.name}: upload of {name}",
+            size,
+            lambda: min((client.sent - before) * 3 // 4, size),  # base64
+        )
 
     def _put_piece(self, name: str, sha256: str, piece: bytes, **where: Any) -> str:
         data = base64.b64encode(piece).decode()
@@ -133,8 +145,9 @@ class Launcher:
             )
         argv, limit = self._argv(spec), _LAUNCH_S + _LAUNCH_VCPU_S * spec.vcpus
         self.launched += 1
-        rules = self._rules(spec)
-        launch = observe(target.client, argv, host=target.name, spec=spec, timeout_s=limit, **rules)
+        rules, what = self._rules(spec), f"{target.name}: launching a {spec.vcpus}-vCPU guest"
+        with target.progress.work(what):
+            launch = observe(target.client, argv, host=target.name, spec=spec, timeout_s=limit, **rules)
         if self._artifacts:
             launch = replace(launch, folder=str(self._archive(launch, spec)))
         return launch

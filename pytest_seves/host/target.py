@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from pytest_seves.errors import HostError
+from pytest_seves.progress import SILENT, Progress
 
 from .client import AgentClient, open_client
 from .facts import HostFacts, decode_facts
@@ -22,10 +23,12 @@ class Target:
     """One host, connected on first use; a context manager that ends the connection.
 
     :param entry: its lab file.
+    :param progress: told what takes long.
     """
 
-    def __init__(self, entry: LabHost) -> None:
+    def __init__(self, entry: LabHost, progress: Progress = SILENT) -> None:
         self.entry = entry
+        self.progress = progress
         self.name = entry.name
 
     def __enter__(self) -> Target:
@@ -44,13 +47,16 @@ class Target:
 
         :raise ConnectError, AgentError: it cannot be reached or started.
         """
-        return open_client(self.entry)
+        with self.progress.work(f"{self.name}: connecting"):
+            return open_client(self.entry)
 
     @cached_property
     def facts(self) -> HostFacts:
         """What the host is, asked once."""
         wanted = {"vmm": self.entry.vmm.binary, "firmware": self.entry.firmware.path}
-        raw: dict[str, Any] = self.client.call("facts", wanted, timeout_s=_FACTS_TIMEOUT_S)
+        client = self.client
+        with self.progress.work(f"{self.name}: looking at the host"):
+            raw: dict[str, Any] = client.call("facts", wanted, timeout_s=_FACTS_TIMEOUT_S)
         return decode_facts(raw, now_ns=time.time_ns())
 
     @cached_property
