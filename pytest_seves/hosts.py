@@ -18,6 +18,7 @@ from .options import Options
 if TYPE_CHECKING:
     from .guest.defect import Defect
     from .guest.launcher import Launcher
+    from .host.lease import Say, Tenant
     from .host.target import Target
     from .model.host import ModelHost
 
@@ -54,11 +55,17 @@ class Hosts:
 
     :param places: model hosts that the controller started; None in the controller.
     :param worker: name of the xdist worker; empty in the controller.
+    :param tenant: the run, as other runs see it.
+    :param say: is told while another run has a host.
     :raise InventoryError, UsageError: a host is not in the lab, or a defect is not one, or not one of it.
     """
 
-    def __init__(self, options: Options, places: dict[str, Place] | None, worker: str) -> None:
+    def __init__(
+        self, options: Options, places: dict[str, Place] | None, worker: str, tenant: Tenant, say: Say
+    ) -> None:
         self._options = options
+        self._tenant = tenant
+        self._say = say
         self._places = {} if places is None else places
         self._worker = worker
         self._stack = ExitStack()
@@ -76,7 +83,7 @@ class Hosts:
             entry = self.entries[name]
             if entry.model is not None:
                 entry = at(entry, self._place(name, entry.model))
-            self._targets[name] = self._stack.enter_context(Target(entry))
+            self._targets[name] = self._stack.enter_context(Target(entry, self._tenant, self._say))
         return self._targets[name]
 
     def launcher(self, target: Target) -> Launcher:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from .errors import InventoryError, ModelError, RigError, SevesError, Undecided, UsageError
+from .host.lease import Tenant
 from .hosts import Hosts
 from .options import Options
 from .report import catalogue
@@ -27,12 +29,15 @@ class Run:
         self._config = config
         self._worker: dict[str, Any] | None = getattr(config, "workerinput", None)
         places, worker = None, ""
-        if self._worker is not None:
+        if self._worker is None:
+            self._tenant = Tenant.new()
+        else:
             places, worker = self._worker["sev_models"], str(self._worker["workerid"])
+            self._tenant = Tenant(**self._worker["sev_tenant"])
         try:
             if not options.hosts:
                 raise UsageError("--sev-check: which host? Give --sev-host NAME")
-            self._hosts = Hosts(options, places, worker)
+            self._hosts = Hosts(options, places, worker, self._tenant, self._say)
         except (InventoryError, UsageError) as error:
             raise pytest.UsageError(str(error)) from None
         self._verdicts = Verdicts(config, options, self._hosts)
@@ -75,6 +80,16 @@ class Run:
         writer = create_terminal_writer(self._config)
         return writer.fullwidth, writer.hasmarkup
 
+    def _say(self, text: str) -> None:
+        """Show a line at once, although output is captured. A worker has standard error only."""
+        with self._config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            reporter = self._config.pluginmanager.getplugin("terminalreporter")
+            if self._worker is not None or reporter is None:
+                print(text, file=sys.stderr, flush=True)
+            else:
+                reporter.write_line(text)
+                reporter.flush()
+
     def note(self, item: pytest.Item, target: Target) -> None:
         """Note the host for every report, and expect a failure where the requirement has a known defect."""
         item.user_properties.append(("host", target.name))
@@ -104,7 +119,8 @@ class Run:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        """Tell an xdist worker where the model hosts are: all workers share them."""
+        """Tell an xdist worker where the model hosts are, and which run has them: all workers share them."""
+        node.workerinput["sev_tenant"] = asdict(self._tenant)
         try:
             node.workerinput["sev_models"] = self._hosts.places()
         except ModelError as error:

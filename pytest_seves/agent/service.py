@@ -18,6 +18,7 @@ from pytest_seves.agent import program as steps
 from pytest_seves.agent.asid_holder import AsidHolder
 from pytest_seves.agent.frames import Decoder, FrameError, encode
 from pytest_seves.agent.launch import Launch
+from pytest_seves.agent.lease import EXIT_STATUS, Lease, LeaseLost
 from pytest_seves.agent.loop import Loop
 from pytest_seves.agent.turns import Turns
 
@@ -52,6 +53,7 @@ class Service:
         self._numbers = itertools.count(1)
         self._launches: dict[int, Launch] = {}
         self._temp: files.TempDir | None = None
+        self._lease = Lease(self._loop)
         self._turns = Turns(self._loop)
         self._holder: AsidHolder | None = None
         self._ops: dict[str, Callable[..., None]] = {
@@ -68,10 +70,12 @@ class Service:
             "alone.begin": self._alone_begin,
             "alone.hold": self._alone_hold,
             "alone.end": self._alone_end,
+            "lease.acquire": self._lease.acquire,
+            "lease.beat": lambda done, fail: done({}),  # having been said is all it is for
         }
 
     def run(self) -> int:
-        """Serve until the channel ends. The exit status: 0, or 3 when the controller sent nonsense."""
+        """Serve until the channel ends. The exit status: 0, 3: wrong frames, or that of a lost lease."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, _terminated)
         lineage.adopt_orphans()
@@ -88,6 +92,9 @@ class Service:
         except FrameError as error:
             status = 3
             _complain(f"the controller sent garbage: {error}: {error.data[:200]!r}")
+        except LeaseLost as error:
+            status = EXIT_STATUS
+            _complain(str(error))
         finally:
             self._clean_up()
         return status
@@ -110,6 +117,7 @@ class Service:
             _complain(f"processes that SIGKILL did not end: {left}")
         if self._temp:
             self._temp.remove()
+        self._lease.close()
 
     # The channel
 
@@ -122,6 +130,7 @@ class Service:
             raise _ChannelClosed from error
         if not data:
             raise _ChannelClosed
+        self._lease.heard()
         for message in self._decoder.feed(data):
             self._dispatch(message)
 
@@ -168,7 +177,7 @@ class Service:
         except OSError as error:
             evidence = {"errno": error.errno, "path": error.filename, **getattr(error, "evidence", {})}
             fail(errno.errorcode.get(error.errno or 0, "OSError"), str(error), evidence)
-        except (ValueError, TypeError, _UnknownLaunch) as error:
+        except (ValueError, TypeError, LeaseLost, _UnknownLaunch) as error:
             fail(type(error).__name__.lstrip("_"), str(error), {})
         else:
             return True
@@ -201,6 +210,7 @@ class Service:
 
     def _calls(self, done: Done, fail: command.Fail, timeout_s: float, program: list[Any]) -> None:
         limit, args = _positive(timeout_s), {"program": steps.check(program)}
+        self._lease.check()
 
         def ended(result: dict[str, Any]) -> None:
             self._turns.give_back()
@@ -229,6 +239,7 @@ class Service:
 
     def _launch(self, done: Done, fail: command.Fail, timeout_s: float, **args: Any) -> None:
         def start() -> None:
+            self._lease.check()
             number = next(self._numbers)
             given = {**args, "timeout_s": _positive(timeout_s), "on_end": self._turns.give_back}
             self._launches[number] = launch = Launch(number, self._loop, self._send, **given)
@@ -259,6 +270,7 @@ class Service:
         command.call(self._loop, done, fail, function=usage.usage, args=args, timeout_s=_positive(limit))
 
     def _alone_begin(self, done: Done, fail: command.Fail, timeout_s: float) -> None:
+        self._lease.check()
         self._turns.begin_alone(lambda: done({}), fail, _positive(timeout_s))
 
     def _alone_hold(self, done: Done, fail: command.Fail, free: int | None) -> None:

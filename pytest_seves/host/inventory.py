@@ -83,6 +83,8 @@ class LabHost:
     python: str = "python3"
     connect_timeout_s: float = 10.0
     keepalive_s: int = 15
+    shared: bool = False
+    lease_wait_s: float = 600.0
     vmm: Vmm = Vmm()
     firmware: Firmware = Firmware()
     expect: Expect = Expect()
@@ -107,6 +109,8 @@ _SECTIONS: dict[str, dict[str, Callable[[object], Any] | None]] = {
         "python": values.word,
         "connect_timeout_s": values.seconds,
         "keepalive_s": values.integer(1, 3600),
+        "shared": values.boolean,
+        "lease_wait_s": values.wait,
         "model": values.word,
     },
     "host.jump": {

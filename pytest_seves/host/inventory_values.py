@@ -74,6 +74,13 @@ def seconds(value: object) -> float:
     return float(value)
 
 
+def wait(value: object) -> float:
+    """A span of time, or none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 86400:
+        raise BadValue("wanted a number of seconds from 0 to 86400")
+    return float(value)
+
+
 def boolean(value: object) -> bool:
     """True or false."""
     if not isinstance(value, bool):
