@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .errors import InventoryError, ModelError, RigError, SevesError, Undecided, UsageError
+from .errors import InventoryError, RigError, SevesError, Undecided, UsageError
 from .host.lease import Tenant
 from .hosts import Hosts
 from .options import Options
@@ -123,7 +123,7 @@ class Run:
         node.workerinput["sev_tenant"] = asdict(self._tenant)
         try:
             node.workerinput["sev_models"] = self._hosts.places()
-        except ModelError as error:
+        except RigError as error:
             pytest.exit(str(error), returncode=pytest.ExitCode.INTERNAL_ERROR)
 
     @pytest.hookimpl(trylast=True)

@@ -56,6 +56,15 @@ def address(value: object) -> str:
     return text
 
 
+def address_or_place(value: object) -> str:
+    """An address, or ``labgrid:PLACE``."""
+    if isinstance(value, str) and value.startswith("labgrid:"):
+        if re.fullmatch(r"labgrid:[A-Za-z0-9_.-]+", value) is None:
+            raise BadValue("wanted the plain name of a place of labgrid after 'labgrid:'")
+        return value
+    return address(value)
+
+
 def integer(low: int, high: int) -> Callable[[object], int]:
     """A whole number within limits."""
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 EXPIRY_S = 30.0
 """A lease is over when nothing was heard of its controller, or its agent, for so long."""
 _BEAT_S = EXPIRY_S / 5
-_TELL_S = 30.0
+TELL_S = 30.0
+"""Between two lines about a wait."""
 
 Say = Callable[[str], None]
 
@@ -105,7 +106,7 @@ def _wait(client: AgentClient, tenant: Tenant, say: Say) -> None:
                 waited_s=time.monotonic() - begin,
             )
         say(f"{host.name}: {holder}, waiting up to {math.ceil(left)} s")
-        step = min(_TELL_S, left)
+        step = min(TELL_S, left)
 
 
 def _holder(held: dict[str, Any] | None) -> str:
