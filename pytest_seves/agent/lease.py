@@ -119,8 +119,16 @@ class Lease:
         for entry in over:
             with contextlib.suppress(FileNotFoundError, PermissionError):
                 os.unlink(entry.path)
-        self._loop.after(expiry_s / _BEATS, self._beat)
+        self._beat_later(expiry_s)
         return None
+
+    def _beat_later(self, expiry_s: float) -> None:
+        """After all that waits to be read: who was stopped hears first what it was told meanwhile."""
+
+        def due() -> None:
+            self._loop.after(0, self._beat)
+
+        self._loop.after(expiry_s / _BEATS, due)
 
     def _beat(self) -> None:
         """Say that all is well, if it is.
@@ -135,7 +143,7 @@ class Lease:
             raise LeaseLost(f"the lease is over: no sign of life from the controller for {silent_s:.0f} s")
         self.check()
         self._own.beat()
-        self._loop.after(expiry_s / _BEATS, self._beat)
+        self._beat_later(expiry_s)
 
     def check(self) -> None:
         """Do nothing while the host is the run's, or no lease was ever asked for.

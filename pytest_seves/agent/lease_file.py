@@ -86,7 +86,7 @@ def read_all(directory: str) -> List[Entry]:
     entries = []
     for name in os.listdir(directory):
         if name.startswith(_PREFIX) and name != LOCK_NAME:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, RecursionError):
                 entries.append(_read(os.path.join(directory, name)))
     return sorted(entries, key=lambda entry: entry.token)
 

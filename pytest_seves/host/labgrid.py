@@ -2,9 +2,9 @@
 """A host that labgrid hands out: its place is acquired for the run, and says where the host is.
 
 Through the command `labgrid-client`, which is labgrid's stable interface and may live in an environment of
-its own. labgrid has no expiry: a place stays acquired when whoever acquired it is killed. So the run is part of
-the name under which we acquire it, ``machine/user.RUN.PID``; a place that is held by such a run of this machine
-whose process is no more is released.
+its own. labgrid has no expiry: a place stays acquired when whoever acquired it is killed. So the run is part
+of the name under which we acquire it, ``machine/user.RUN.PID``, and a place that is held by a run of ours on
+this machine whose process is no more is released.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ class _Place:
             if left <= 0:
                 raise LeaseError(
                     f"place {self.name} is held by {holder} in labgrid, and was not released within "
-                    f"{self._host.lease_wait_s:g} s. Wait for [host] lease_wait_s, or ask them to release it: "
+                    f"{self._host.lease_wait_s:g} s. Wait longer ([host] lease_wait_s), or have it released: "
                     f"labgrid-client -p {self.name} release",
                     host=self._host.name,
                     holder=holder,
                 )
             if time.monotonic() >= told:
-                text = f"place {self.name} is held by {holder} in labgrid, waiting up to"
-                say(f"{self._host.name}: {text} {math.ceil(left)} s")
+                held = f"place {self.name} is held by {holder} in labgrid"
+                say(f"{self._host.name}: {held}, waiting up to {math.ceil(left)} s")
                 told += TELL_S
             time.sleep(min(_AGAIN_S, left))
 
