@@ -63,15 +63,19 @@ class _Place:
 
     def acquire(self, say: Say) -> None:
         """Acquire it, waiting as long as the lab file says."""
-        begin = told = time.monotonic()
+        end, next_line, unheld = math.inf, 0.0, False
         while (got := self._try("acquire")).returncode:
             holder = self._holder()
             if holder is None:
-                raise self._error(got)
-            if self._is_dead(holder):
-                self._try("release-from", holder)
+                if unheld:
+                    raise self._error(got)
+                unheld = True  # perhaps released between the two questions: once more
                 continue
-            left = begin + self._host.lease_wait_s - time.monotonic()
+            if self._is_dead(holder) and not self._try("release-from", holder).returncode:
+                continue
+            now = time.monotonic()
+            end = min(end, now + self._host.lease_wait_s)  # from the first refusal on
+            left = end - now
             if left <= 0:
                 raise LeaseError(
                     f"place {self.name} is held by {holder} in labgrid, and was not released within "
@@ -80,10 +84,10 @@ class _Place:
                     host=self._host.name,
                     holder=holder,
                 )
-            if time.monotonic() >= told:
+            if now >= next_line:
                 held = f"place {self.name} is held by {holder} in labgrid"
                 say(f"{self._host.name}: {held}, waiting up to {math.ceil(left)} s")
-                told += TELL_S
+                next_line = now + TELL_S
             time.sleep(min(_AGAIN_S, left))
 
     def _holder(self) -> str | None:

@@ -89,21 +89,17 @@ def hold(client: AgentClient, tenant: Tenant, say: Say) -> Iterator[None]:
 def _wait(client: AgentClient, tenant: Tenant, say: Say) -> None:
     host = client.host
     request = {**asdict(tenant), "shared": host.shared, "expiry_s": EXPIRY_S}
-    begin = time.monotonic()
-    step = 0.0
-    while True:
-        told = client.call("lease.acquire", {**request, "timeout_s": step})
-        if "token" in told:
-            return
-        left = begin + host.lease_wait_s - time.monotonic()
-        holder = _holder(told["held"])
+    step, end = 0.0, math.inf
+    while "held" in (told := client.call("lease.acquire", {**request, "timeout_s": step})):
+        now = time.monotonic()
+        end = min(end, now + host.lease_wait_s)  # from the first refusal on
+        left, holder = end - now, _holder(told["held"])
         if left <= 0:
             raise LeaseError(
                 f"{holder}, and did not let go within {host.lease_wait_s:g} s. Wait for that run to end, or "
                 f"let it be awaited for longer: [host] lease_wait_s{_stuck(told['held'])}",
                 host=host.name,
                 holder=told["held"],
-                waited_s=time.monotonic() - begin,
             )
         say(f"{host.name}: {holder}, waiting up to {math.ceil(left)} s")
         step = min(TELL_S, left)
