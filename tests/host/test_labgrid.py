@@ -22,7 +22,7 @@ from pytest_seves.host.labgrid import acquired
 from pytest_seves.host.lease import Tenant, say_nothing
 from pytest_seves.model.host import ModelHost
 
-_LIMIT_S = 60
+_LIMIT_S = 120
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 TENANT = Tenant("1a2b3c4d", "alice", "desk", os.getpid())
 #: Twice the same host, with and without a port and a password; and something that is no host.
@@ -35,9 +35,12 @@ lab3:
   NetworkSerialPort: {{host: 127.0.0.1, port: 1}}
 """
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("labgrid-coordinator", path=PATH) is None, reason="labgrid is not installed"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        shutil.which("labgrid-coordinator", path=PATH) is None, reason="labgrid is not installed"
+    ),
+    pytest.mark.xdist_group("labgrid"),  # one coordinator for all
+]
 
 
 class Coordinator:

@@ -23,7 +23,7 @@ from pytest_seves.hosts import entry_of
 from pytest_seves.model.host import ModelHost
 
 Connect = Callable[..., Target]
-_LIMIT_S = 60
+_LIMIT_S = 120
 GUEST = ["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none"]
 #: A test that has the host until its other end of a pipe is written to.
 HOLDS = f"""
