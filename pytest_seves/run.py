@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,8 @@ class Run:
 
     def _say(self, text: str) -> None:
         """Show a line at once, although output is captured. A worker has standard error only."""
-        with self._config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        capture = self._config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
             reporter = self._config.pluginmanager.getplugin("terminalreporter")
             if self._worker is not None or reporter is None:
                 print(text, file=sys.stderr, flush=True)
