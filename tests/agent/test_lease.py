@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from pytest_seves.agent.lease_file import OwnFile
+
 LocalAgent = Any
 Start = Callable[..., LocalAgent]
 NAP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -161,6 +163,65 @@ def test_a_stopped_agent_that_wakes_up(start_agent: Start) -> None:
     launch(other, B)
 
 
+@pytest.fixture
+def meeting_place() -> Iterator[Path]:
+    """A directory as /tmp is: all may write, nobody may remove another one's file."""
+    with tempfile.TemporaryDirectory(prefix="seves-lease-") as name:
+        Path(name).chmod(0o1777)
+        yield Path(name)
+
+
+def later_lease(agent: LocalAgent, **changes: Any) -> Path:
+    """The file of a run that had the host after the agent's, and ended; its token is 5."""
+    record = {"run": B, "user": "bob", "machine": "m", "pid": 1, "shared": False, "expiry_s": 30, "token": 5}
+    file = OwnFile(str(agent.temp), {**record, **changes})
+    file.close()
+    return Path(file.path)
+
+
+def test_a_later_token(agent: LocalAgent) -> None:
+    """It fences off whoever has a lower one, and says whose it is."""
+    acquire(agent, A)
+    later_lease(agent)
+    for op, args in (
+        ("launch", {"argv": NAP}),
+        ("calls", {"program": [{"do": "misc"}]}),
+        ("alone.begin", {}),
+    ):
+        error = agent.call(op, timeout_s=60, **args)["error"]
+        assert error["kind"] == "LeaseLost"
+        assert f"bob@m has it (run {B}, fencing token 5)" in error["message"]
+    assert "ok" in agent.call("file.read", path="/proc/version")
+
+
+def test_a_later_token_of_a_run_that_shares(agent: LocalAgent) -> None:
+    """It is no reason to stop."""
+    acquire(agent, A, shared=True)
+    later_lease(agent, shared=True)
+    launch(agent, A)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="agents of two accounts: only root can start them")
+def test_a_token_that_another_account_wrote(start_agent: Start, meeting_place: Path) -> None:
+    """It steals nothing."""
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", f"TMPDIR={meeting_place}")
+    holder = start_agent(nobody)
+    holder.temp = meeting_place
+    acquire(holder, A)
+    os.chown(later_lease(holder), 65533, 65533)
+    launch(holder, A)
+
+
+def test_a_file_that_is_gone(agent: LocalAgent) -> None:
+    """An agent whose lease nobody can see any more has none."""
+    acquire(agent, A)
+    (file,) = agent.temp.glob(f"pytest-seves.lease.{A}.*")
+    file.unlink()
+    error = agent.call("launch", argv=NAP, timeout_s=60)["error"]
+    assert error["kind"] == "LeaseLost"
+    assert "its file is gone" in error["message"]
+
+
 def test_a_stopped_agent_that_nobody_waited_for(start_agent: Start) -> None:
     """It has its lease still when it wakes up."""
     holder = start_agent()
@@ -190,14 +251,6 @@ def test_signs_of_life(start_agent: Start) -> None:
     for _ in range(10):
         assert holder.call("lease.beat")["ok"] == {}
         assert acquire(other, B, timeout_s=EXPIRY_S / 4)["ok"]["held"]["run"] == A
-
-
-@pytest.fixture
-def meeting_place() -> Iterator[Path]:
-    """A directory as /tmp is: all may write, nobody may remove another one's file."""
-    with tempfile.TemporaryDirectory(prefix="seves-lease-") as name:
-        Path(name).chmod(0o1777)
-        yield Path(name)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="agents of two accounts: only root can start them")
