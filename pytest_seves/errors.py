@@ -14,6 +14,8 @@
         +-- ModelError            the model host cannot run here
         +-- HostError             something about one host
             +-- DeadlineExceeded      it took longer than allowed
+            +-- LeaseError            another run uses the host
+            |   +-- LeaseLost             it was ours, and is no longer
             +-- ConnectError          no usable connection
             |   +-- HostUnreachable, HostKeyUnknown, HostKeyChanged, AuthenticationFailed, ConnectionLost
             +-- AgentError            the program on the host
@@ -91,6 +93,14 @@ class HostError(RigError):
 
 class DeadlineExceeded(HostError):
     """An operation took longer than its deadline."""
+
+
+class LeaseError(HostError):
+    """The host is used by somebody else, and was not let go in time."""
+
+
+class LeaseLost(LeaseError):
+    """The host was this run's, and is no longer: nothing more can be launched."""
 
 
 class ConnectError(HostError):

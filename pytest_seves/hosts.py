@@ -10,19 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ModelError, UsageError
+from .errors import LeaseError, ModelError, UsageError
 from .guest.defects import chosen_defects, kernel_settings
-from .host.inventory import LabHost, load_host
+from .host.inventory import LABGRID, LabHost, load_host
 from .options import Options
 from .progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from .guest.defect import Defect
     from .guest.launcher import Launcher
+    from .host.lease import Say, Tenant
     from .host.target import Target
     from .model.host import ModelHost
 
-#: Where a model host of this run is, as the controller tells its workers; values are JSON.
+#: Where a model host of this run or a host from labgrid is, as the controller tells its workers; all JSON.
 Place = dict[str, Any]
 
 
@@ -44,17 +45,22 @@ def entry_of(model: ModelHost, name: str = "model") -> LabHost:
 
 
 def at(entry: LabHost, place: Place) -> LabHost:
-    """The lab entry of a model host that runs at `place`; its own firmware, if it names one, stays."""
+    """The lab entry of a host that is at `place`; its own firmware, if it names one, stays."""
+    known = {name: place[name] for name in ("address", "port", "user", "host_key") if name in place}
+    entry = replace(entry, **known)
+    if entry.model is None:
+        return entry
     firmware = entry.firmware if entry.firmware.path else replace(entry.firmware, path=place["firmware"])
-    known = {name: place[name] for name in ("address", "port", "user", "host_key")}
-    return replace(entry, identity=Path(place["identity"]), firmware=firmware, **known)
+    return replace(entry, identity=Path(place["identity"]), firmware=firmware)
 
 
 class Hosts:
     """Targets and launchers by the name of the host.
 
-    :param places: model hosts that the controller started; None in the controller.
+    :param places: model hosts that the controller started, and hosts from labgrid; None in the controller.
     :param worker: name of the xdist worker; empty in the controller.
+    :param tenant: the run, as other runs see it.
+    :param say: is told while another run has a host.
     :param progress: told what takes long.
     :raise InventoryError, UsageError: a host is not in the lab, or a defect is not one, or not one of it.
     """
@@ -64,9 +70,13 @@ class Hosts:
         options: Options,
         places: dict[str, Place] | None,
         worker: str,
+        tenant: Tenant,
+        say: Say,
         progress: Progress = SILENT,
     ) -> None:
         self._options = options
+        self._tenant = tenant
+        self._say = say
         self._progress = progress
         self._places = {} if places is None else places
         self._worker = worker
@@ -83,9 +93,13 @@ class Hosts:
             from .host.target import Target
 
             entry = self.entries[name]
-            if entry.model is not None:
-                entry = at(entry, self._place(name, entry.model))
-            self._targets[name] = self._stack.enter_context(Target(entry, self._progress))
+            if _must_be_placed(entry):
+                place = self._place(entry)
+                if "refused" in place:
+                    raise LeaseError(place["refused"], host=name)
+                entry = at(entry, place)
+            target = Target(entry, self._tenant, self._say, self._progress)
+            self._targets[name] = self._stack.enter_context(target)
         return self._targets[name]
 
     def launcher(self, target: Target) -> Launcher:
@@ -117,33 +131,51 @@ class Hosts:
         return sum(launcher.launched for launcher in own), sum(launcher.served for launcher in own)
 
     def places(self) -> dict[str, Place]:
-        """Every model host of the run, started.
+        """Every model host of the run, started, and every host from labgrid, acquired.
 
-        :raise ModelError: one cannot be.
+        :raise ModelError, HostError: one cannot be.
         """
-        models = {name: entry.model for name, entry in self.entries.items() if entry.model is not None}
-        return {name: self._place(name, profile) for name, profile in models.items()}
+        return {name: self._place(entry) for name, entry in self.entries.items() if _must_be_placed(entry)}
 
     def close(self) -> None:
         """Disconnect, and stop the model hosts that were started here. Idempotent."""
         self._stack.close()
 
-    def _place(self, name: str, profile: str) -> Place:
-        if name not in self._places:
-            from .model.host import ModelHost, ModelUnavailable
+    def _place(self, entry: LabHost) -> Place:
+        if entry.name not in self._places:
+            self._places[entry.name] = (
+                self._start(entry, entry.model) if entry.model else self._acquire(entry)
+            )
+        return self._places[entry.name]
 
-            if settings := kernel_settings(self._options.defects):
-                profile += ("," if ":" in profile else ":") + settings
-            try:
-                with self._progress.work(f"{name}: starting the model host"):
-                    model = self._stack.enter_context(ModelHost.start(profile=profile))
-            except ModelUnavailable as error:
-                raise ModelError(f"{name}: {error}") from error
-            if self._options.artifacts:
-                logs = (model.guest_log, model.firmware_log, model.log)
-                self._stack.callback(_keep, logs, self._options.artifacts / name)
-            self._places[name] = place_of(model)
-        return self._places[name]
+    def _start(self, entry: LabHost, profile: str) -> Place:
+        from .model.host import ModelHost, ModelUnavailable
+
+        if settings := kernel_settings(self._options.defects):
+            profile += ("," if ":" in profile else ":") + settings
+        try:
+            with self._progress.work(f"{entry.name}: starting the model host"):
+                model = self._stack.enter_context(ModelHost.start(profile=profile))
+        except ModelUnavailable as error:
+            raise ModelError(f"{entry.name}: {error}") from error
+        if self._options.artifacts:
+            logs = (model.guest_log, model.firmware_log, model.log)
+            self._stack.callback(_keep, logs, self._options.artifacts / entry.name)
+        return place_of(model)
+
+    def _acquire(self, entry: LabHost) -> Place:
+        """Where labgrid says that the host is; or why it does not hand it out, which each test is to tell."""
+        from .host.labgrid import acquired
+
+        try:
+            return self._stack.enter_context(acquired(entry, self._tenant, self._say))
+        except LeaseError as error:
+            return {"refused": error.message.removeprefix(f"{entry.name}: ")}
+
+
+def _must_be_placed(entry: LabHost) -> bool:
+    """Where the host is turns out when it is started, or acquired from labgrid."""
+    return entry.model is not None or entry.address.startswith(LABGRID)
 
 
 def _keep(logs: Iterable[Path], folder: Path) -> None:

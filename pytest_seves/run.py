@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .errors import InventoryError, ModelError, RigError, SevesError, Undecided, UsageError
+from .errors import InventoryError, RigError, SevesError, Undecided, UsageError
+from .host.lease import Tenant
 from .hosts import Hosts
 from .options import Options
 from .report import catalogue
@@ -28,12 +31,15 @@ class Run:
         self._config = config
         self._worker: dict[str, Any] | None = getattr(config, "workerinput", None)
         places, worker = None, ""
-        if self._worker is not None:
+        if self._worker is None:
+            self._tenant = Tenant.new()
+        else:
             places, worker = self._worker["sev_models"], str(self._worker["workerid"])
+            self._tenant = Tenant(**self._worker["sev_tenant"])
         try:
             if not options.hosts:
                 raise UsageError("--sev-check: which host? Give --sev-host NAME")
-            self._hosts = Hosts(options, places, worker, progress(config))
+            self._hosts = Hosts(options, places, worker, self._tenant, self._say, progress(config))
         except (InventoryError, UsageError) as error:
             raise pytest.UsageError(str(error)) from None
         self._verdicts = Verdicts(config, options, self._hosts)
@@ -76,6 +82,17 @@ class Run:
         writer = create_terminal_writer(self._config)
         return writer.fullwidth, writer.hasmarkup
 
+    def _say(self, text: str) -> None:
+        """Show a line at once, although output is captured. A worker has standard error only."""
+        capture = self._config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            reporter = self._config.pluginmanager.getplugin("terminalreporter")
+            if self._worker is not None or reporter is None:
+                print(text, file=sys.stderr, flush=True)
+            else:
+                reporter.write_line(text)
+                reporter.flush()
+
     def note(self, item: pytest.Item, target: Target) -> None:
         """Note the host for every report, and expect a failure where the requirement has a known defect."""
         item.user_properties.append(("host", target.name))
@@ -108,10 +125,11 @@ class Run:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        """Tell an xdist worker where the model hosts are: all workers share them."""
+        """Tell an xdist worker where the model hosts are, and which run has them: all workers share them."""
+        node.workerinput["sev_tenant"] = asdict(self._tenant)
         try:
             node.workerinput["sev_models"] = self._hosts.places()
-        except ModelError as error:
+        except RigError as error:
             pytest.exit(str(error), returncode=pytest.ExitCode.INTERNAL_ERROR)
 
     @pytest.hookimpl(optionalhook=True)
@@ -128,9 +146,9 @@ class Run:
         """Write the verdicts; disconnect; in the controller, stop the model hosts."""
         if self.options.keep_failed and exitstatus == pytest.ExitCode.TESTS_FAILED:
             try:
-                self._hosts.keep_failed(self.options.keep_failed, _say)
+                self._hosts.keep_failed(self.options.keep_failed, self._say)
             except RigError as error:
-                _say(f"the failed guest could not be kept: {error}")
+                self._say(f"the failed guest could not be kept: {error}")
         if self._worker is not None:
             self._config.workeroutput["sev_launches"] = self._hosts.counts()  # type: ignore[attr-defined]
         else:
@@ -146,8 +164,3 @@ def _is_failure(report: pytest.TestReport, error: BaseException) -> bool:
     return (
         report.failed and report.when == "call" and not isinstance(error, (RigError, UsageError, Undecided))
     )
-
-
-def _say(text: str) -> None:
-    """To a person at once, from an xdist worker too: those share the standard error of their controller."""
-    print(f"\n{text}", file=sys.stderr, flush=True)

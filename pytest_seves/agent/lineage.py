@@ -26,17 +26,53 @@ def adopt_orphans() -> None:
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def children() -> list[int]:
-    """The processes whose parent this process is."""
-    me = os.getpid()
-    found = []
+def processes() -> dict[int, tuple[int, bool]]:
+    """Every process of this machine: its parent, and whether it has ended and waits to be reaped."""
+    found = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-                if int(fields[1]) == me:
-                    found.append(int(name))
+                state, parent = file.read().rpartition(b")")[2].split()[:2]
+                found[int(name)] = (int(parent), state in (b"Z", b"X"))
     return found
+
+
+def kill_run(variable: str, runs: dict[str, int], agents: set[int]) -> list[int]:
+    """SIGKILL what these runs have left behind; who has not ended yet.
+
+    :param variable: name in the environment whose value is the id of the run.
+    :param runs: the user of each: a process of another user is none of it.
+    :param agents: processes that have not ended and are spared, but not what descends from them.
+    """
+    if not runs:
+        return []
+    tree = {pid: parent for pid, (parent, ended) in processes().items() if not ended}
+    doomed = [pid for pid in tree if _is_of(pid, variable, runs) or _descends(pid, agents, tree)]
+    for pid in doomed:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return doomed
+
+
+def _is_of(pid: int, variable: str, runs: dict[str, int]) -> bool:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+        user, entries = os.fstat(file.fileno()).st_uid, file.read().split(b"\0")
+        return any(f"{variable}={run}".encode() in entries for run in runs if runs[run] == user)
+    return False
+
+
+def _descends(pid: int, ancestors: set[int], tree: dict[int, int]) -> bool:
+    while pid in tree:
+        pid = tree[pid]
+        if pid in ancestors:
+            return True
+    return False
+
+
+def children() -> list[int]:
+    """The processes whose parent this process is."""
+    me = os.getpid()
+    return [pid for pid, (parent, _) in processes().items() if parent == me]
 
 
 def kill_descendants(timeout_s: float = 5.0) -> list[int]:

@@ -18,6 +18,7 @@ from pytest_seves.agent import program as steps
 from pytest_seves.agent.asid_holder import AsidHolder
 from pytest_seves.agent.frames import Decoder, FrameError, encode
 from pytest_seves.agent.launch import Launch
+from pytest_seves.agent.lease import EXIT_STATUS, Lease, LeaseLost
 from pytest_seves.agent.loop import Loop, Timer
 from pytest_seves.agent.turns import Turns
 
@@ -52,6 +53,7 @@ class Service:
         self._numbers = itertools.count(1)
         self._launches: dict[int, Launch] = {}
         self._temp: files.TempDir | None = None
+        self._lease = Lease(self._loop)
         self._turns = Turns(self._loop)
         self._holder: AsidHolder | None = None
         self._heard = 0.0
@@ -70,10 +72,11 @@ class Service:
             "alone.begin": self._alone_begin,
             "alone.hold": self._alone_hold,
             "alone.end": self._alone_end,
+            "lease.acquire": self._lease.acquire,
         }
 
     def run(self) -> int:
-        """Serve until the channel ends. The exit status: 0, or 3 when the controller sent nonsense."""
+        """Serve until the channel ends. The exit status: 0, 3: wrong frames, or that of a lost lease."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, _terminated)
         lineage.adopt_orphans()
@@ -90,6 +93,9 @@ class Service:
         except FrameError as error:
             status = 3
             _complain(f"the controller sent garbage: {error}: {error.data[:200]!r}")
+        except LeaseLost as error:
+            status = EXIT_STATUS
+            _complain(str(error))
         finally:
             self._clean_up()
         return status
@@ -112,6 +118,7 @@ class Service:
             _complain(f"processes that SIGKILL did not end: {left}")
         if self._temp:
             self._temp.remove()
+        self._lease.close()
 
     # The channel
 
@@ -153,7 +160,11 @@ class Service:
         if left <= 0:
             _complain(f"no sign of the controller for {silence_s:g} s")
             raise _ChannelClosed
-        self._silence = self._loop.after(left, lambda: self._beat(silence_s))
+        self._silence = self._loop.after(left, lambda: self._look(silence_s))
+
+    def _look(self, silence_s: float) -> None:
+        """After what waits to be read: who was stopped hears first what it was told meanwhile."""
+        self._silence = self._loop.after(0, lambda: self._beat(silence_s))
 
     def _dispatch(self, message: dict[str, Any]) -> None:
         if "beat" in message:
@@ -185,7 +196,7 @@ class Service:
         except OSError as error:
             evidence = {"errno": error.errno, "path": error.filename, **getattr(error, "evidence", {})}
             fail(errno.errorcode.get(error.errno or 0, "OSError"), str(error), evidence)
-        except (ValueError, TypeError, _UnknownLaunch) as error:
+        except (ValueError, TypeError, LeaseLost, _UnknownLaunch) as error:
             fail(type(error).__name__.lstrip("_"), str(error), {})
         else:
             return True
@@ -218,6 +229,7 @@ class Service:
 
     def _calls(self, done: Done, fail: command.Fail, timeout_s: float, program: list[Any]) -> None:
         limit, args = _positive(timeout_s), {"program": steps.check(program)}
+        self._lease.check()
 
         def ended(result: dict[str, Any]) -> None:
             self._turns.give_back()
@@ -246,6 +258,7 @@ class Service:
 
     def _launch(self, done: Done, fail: command.Fail, timeout_s: float, **args: Any) -> None:
         def start() -> None:
+            self._lease.check()
             number = next(self._numbers)
             given = {**args, "timeout_s": _positive(timeout_s), "on_end": self._turns.give_back}
             self._launches[number] = launch = Launch(number, self._loop, self._send, **given)
@@ -276,6 +289,7 @@ class Service:
         command.call(self._loop, done, fail, function=usage.usage, args=args, timeout_s=_positive(limit))
 
     def _alone_begin(self, done: Done, fail: command.Fail, timeout_s: float) -> None:
+        self._lease.check()
         self._turns.begin_alone(lambda: done({}), fail, _positive(timeout_s))
 
     def _alone_hold(self, done: Done, fail: command.Fail, free: int | None) -> None:

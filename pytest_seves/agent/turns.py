@@ -9,13 +9,13 @@ process.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import tempfile
 import time
 from typing import Any, Callable
 
+from pytest_seves.agent.locks import open_lock, try_lock
 from pytest_seves.agent.loop import Loop
 
 _AGAIN_S = 0.01
@@ -82,14 +82,14 @@ class Turns:
         self._use = -1
 
     def _take(self, how: int, granted: Granted, fail: Fail, timeout_s: float) -> None:
-        gate, use = self._open("gate"), self._open("use")
+        gate, use = open_lock(self._path("gate")), open_lock(self._path("use"))
         deadline = time.monotonic() + timeout_s
         through = False
 
         def attempt() -> None:
             nonlocal through
-            through = through or _lock(gate, fcntl.LOCK_EX)
-            if through and _lock(use, how):
+            through = through or try_lock(gate, fcntl.LOCK_EX)
+            if through and try_lock(use, how):
                 os.close(gate)
                 self._use = use
                 granted()
@@ -106,18 +106,3 @@ class Turns:
 
     def _path(self, name: str) -> str:
         return os.path.join(self._directory, _NAME.format(name))
-
-    def _open(self, name: str) -> int:
-        """Read-only is enough to lock, and all that another account's file in a sticky directory allows."""
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-        with contextlib.suppress(FileNotFoundError):
-            return os.open(self._path(name), flags)
-        return os.open(self._path(name), flags | os.O_CREAT, 0o644)
-
-
-def _lock(descriptor: int, how: int) -> bool:
-    try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_seves.agent.frames import Decoder, FrameError, encode
+from pytest_seves.agent.lease import EXIT_STATUS as LEASE_LOST
 from pytest_seves.errors import (
     AgentDied,
     AgentError,
@@ -22,6 +23,7 @@ from pytest_seves.errors import (
     ConnectionLost,
     DeadlineExceeded,
     HostError,
+    LeaseLost,
     NoPython,
 )
 from pytest_seves.host import bootstrap
@@ -149,6 +151,8 @@ class AgentClient:
         if error is None:
             result: dict[str, Any] = reply["ok"]
             return result
+        if error.get("kind") == LeaseLost.__name__:
+            raise LeaseLost(str(error.get("message")), host=self.host.name, op=op)
         raise AgentRemoteError(
             f"{op}: {error.get('kind')}: {error.get('message')}",
             kind=str(error.get("kind")),
@@ -302,6 +306,8 @@ class AgentClient:
                 host=name,
                 status=status,
             )
+        if status == LEASE_LOST:
+            return lambda: LeaseLost(words.rpartition("pytest-seves agent: ")[2], host=name)
         how = "without an exit status, as after a signal" if status is None else f"with exit status {status}"
         when = "while it was needed" if self.hello else "before it greeted"
         return lambda: AgentDied(

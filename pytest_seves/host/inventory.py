@@ -21,6 +21,9 @@ from pytest_seves.host.toml_lines import toml_lines
 DEFAULT_MODEL = "linux-6.1"
 """The profile of the model host when no file says otherwise."""
 
+LABGRID = "labgrid:"
+"""Before the name of a place, where the address would be."""
+
 
 @dataclass(frozen=True)
 class Jump:
@@ -63,6 +66,13 @@ class Expect:
 
 
 @dataclass(frozen=True)
+class Labgrid:
+    """Who hands the host out, where its address is ``labgrid:PLACE``. None: labgrid's own default."""
+
+    coordinator: str | None = None
+
+
+@dataclass(frozen=True)
 class LabHost:
     """A host of the lab.
 
@@ -83,9 +93,12 @@ class LabHost:
     python: str = "python3"
     connect_timeout_s: float = 10.0
     keepalive_s: int = 15
+    shared: bool = False
+    lease_wait_s: float = 600.0
     vmm: Vmm = Vmm()
     firmware: Firmware = Firmware()
     expect: Expect = Expect()
+    labgrid: Labgrid = Labgrid()
     model: str | None = None
 
 
@@ -96,7 +109,7 @@ _LOCAL: dict[str, Callable[[object, Path], Path]] = {
 }
 _SECTIONS: dict[str, dict[str, Callable[[object], Any] | None]] = {
     "host": {
-        "address": values.address,
+        "address": values.address_or_place,
         "port": values.integer(1, 65535),
         "user": values.word,
         "identity": None,
@@ -107,6 +120,8 @@ _SECTIONS: dict[str, dict[str, Callable[[object], Any] | None]] = {
         "python": values.word,
         "connect_timeout_s": values.seconds,
         "keepalive_s": values.integer(1, 3600),
+        "shared": values.boolean,
+        "lease_wait_s": values.wait,
         "model": values.word,
     },
     "host.jump": {
@@ -127,6 +142,7 @@ _SECTIONS: dict[str, dict[str, Callable[[object], Any] | None]] = {
         "min_build": values.integer(0, 0xFFFFFFFF),
         "min_vmm": values.version,
     },
+    "labgrid": {"coordinator": values.word},
 }
 _MODEL_BRINGS = ("address", "port", "user", "identity", "host_key", "known_hosts", "jump", "sudo")
 
@@ -187,11 +203,13 @@ class _Reader:
     def host(self) -> LabHost:
         """The host, or every problem of the file in one error."""
         tree = self._parse()
-        for name in tree.keys() - {"host", "vmm", "firmware", "expect"}:
+        for name in tree.keys() - {"host", "vmm", "firmware", "expect", "labgrid"}:
             known = ", ".join(f"[{s}]" for s in _SECTIONS)
             self._problem((name,), f"unknown section{_near(name, list(_SECTIONS))}; known are {known}")
         host = self._section(tree.get("host", {}), ("host",))
-        vmm, firmware, expect = (self._section(tree.get(s, {}), (s,)) for s in ("vmm", "firmware", "expect"))
+        vmm, firmware, expect, labgrid = (
+            self._section(tree.get(s, {}), (s,)) for s in ("vmm", "firmware", "expect", "labgrid")
+        )
         self._cross_check(tree)
         if self.problems:
             raise self._error()
@@ -205,6 +223,7 @@ class _Reader:
             vmm=Vmm(**vmm),
             firmware=Firmware(**firmware),
             expect=Expect(**expect),
+            labgrid=Labgrid(**labgrid),
             **{"address": "", "user": "", **host},
         )
 
@@ -268,7 +287,13 @@ class _Reader:
             self._problem(("host",), text)
             return
         strange = given.keys() - _SECTIONS["host"].keys()
-        for key in ("address", "user"):
+        if not str(given.get("address")).startswith(LABGRID):
+            if "labgrid" in tree:
+                self._problem(("labgrid",), f'goes with address = "{LABGRID}PLACE" only')
+            needed = ["address", "user"]
+        else:  # the place says who the user is, but not the one of a jump host
+            needed = ["user"] if "jump" in given else []
+        for key in needed:
             if key not in given and not _near(key, strange):
                 self._problem(("host",), f'missing key: write {key} = "..." into [host]')
         firmware = tree.get("firmware", {})

@@ -56,6 +56,15 @@ def address(value: object) -> str:
     return text
 
 
+def address_or_place(value: object) -> str:
+    """An address, or ``labgrid:PLACE``."""
+    if isinstance(value, str) and value.startswith("labgrid:"):
+        if re.fullmatch(r"labgrid:[A-Za-z0-9_.-]+", value) is None:
+            raise BadValue("wanted the plain name of a place of labgrid after 'labgrid:'")
+        return value
+    return address(value)
+
+
 def integer(low: int, high: int) -> Callable[[object], int]:
     """A whole number within limits."""
 
@@ -71,6 +80,13 @@ def seconds(value: object) -> float:
     """A span of time."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 3600:
         raise BadValue("wanted a number of seconds above 0, up to 3600")
+    return float(value)
+
+
+def wait(value: object) -> float:
+    """A span of time, or none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 86400:
+        raise BadValue("wanted a number of seconds from 0 to 86400")
     return float(value)
 
 

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from functools import cached_property
 from types import TracebackType
 from typing import Any
 
-from pytest_seves.errors import HostError
+from pytest_seves.errors import HostError, LeaseError
 from pytest_seves.progress import SILENT, Progress
 
 from .client import AgentClient, open_client
 from .facts import HostFacts, decode_facts
 from .inventory import LabHost
+from .lease import Say, Tenant, say_nothing, take
 from .readiness import Row, judge, ready
 
 _FACTS_TIMEOUT_S = 60.0
@@ -23,13 +25,25 @@ class Target:
     """One host, connected on first use; a context manager that ends the connection.
 
     :param entry: its lab file.
+    :param tenant: the run that uses the host; this process alone, if None.
+    :param say: is told while another run has the host.
     :param progress: told what takes long.
     """
 
-    def __init__(self, entry: LabHost, progress: Progress = SILENT) -> None:
+    def __init__(
+        self,
+        entry: LabHost,
+        tenant: Tenant | None = None,
+        say: Say = say_nothing,
+        progress: Progress = SILENT,
+    ) -> None:
         self.entry = entry
         self.progress = progress
         self.name = entry.name
+        self._tenant = tenant or Tenant.here()
+        self._say = say
+        self._stack = ExitStack()
+        self._refused: LeaseError | None = None
 
     def __enter__(self) -> Target:
         return self
@@ -37,18 +51,28 @@ class Target:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        client: AgentClient | None = self.__dict__.pop("client", None)
-        if client is not None:
-            client.close()
+        self.__dict__.pop("client", None)
+        self._stack.close()
 
     @cached_property
     def client(self) -> AgentClient:
-        """The agent on the host.
+        """The agent on the host, which is this run's from then on.
 
         :raise ConnectError, AgentError: it cannot be reached or started.
+        :raise LeaseError: another run does not let go of it in time; asked again, at once.
         """
-        with self.progress.work(f"{self.name}: connecting"):
-            return open_client(self.entry)
+        if self._refused:
+            raise self._refused
+        with ExitStack() as undo:
+            with self.progress.work(f"{self.name}: connecting"):
+                client = undo.enter_context(open_client(self.entry))
+            try:
+                take(client, self._tenant, self._say)
+            except LeaseError as error:
+                self._refused = error
+                raise
+            self._stack.enter_context(undo.pop_all())
+        return client
 
     @cached_property
     def facts(self) -> HostFacts:

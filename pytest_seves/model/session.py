@@ -27,8 +27,11 @@ def _become_command(channel: socket.socket) -> None:
     account = pwd.getpwuid(os.getuid())
     shell = account.pw_shell or "/bin/sh"
     os.environ["HOME"] = account.pw_dir
-    for name in ("SHLVL", "OLDPWD", "_"):  # left by the shell that ran us
+    for name in ("OLDPWD", "_"):  # left by the shell that ran us
         os.environ.pop(name, None)
+    # Or else bash takes this for a login by SSH and reads ~/.bashrc, whose owner did not log in: slow ones
+    # exist, and ones that leave a lock behind when they are killed.
+    os.environ["SHLVL"] = "1"
     argv = [shell, "-c", command] if command is not None else [f"-{os.path.basename(shell)}"]
     for number in (*_SHELL_SIGNALS, *ENDING_SIGNALS, signal.SIGPIPE, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)

@@ -70,6 +70,10 @@ def refusal(directory: Path, text: str | bytes, name: str = "lab1") -> str:
         ("jump = 3", "lab1.toml:5: host.jump: wanted a section [host.jump], got 3"),
         ("jump = {port = 1}", 'lab1.toml:5: host.jump: missing key: write address = "..."'),
         ('jump.address = "a@b"', "lab1.toml:5: host.jump.address: wanted a host name or IP address alone"),
+        ("shared = 1", "lab1.toml:5: host.shared: wanted true or false; got 1"),
+        ("lease_wait_s = -1", "lab1.toml:5: host.lease_wait_s: wanted a number of seconds from 0 to 86400"),
+        ('labgrid.coordinator = "x"', "lab1.toml:5: host.labgrid: unknown key"),
+        ("[labgrid]", 'lab1.toml:5: labgrid: goes with address = "labgrid:PLACE" only'),
         ('model = "linux-6.1"', "lab1.toml:2: host.address: goes with a real host only"),
         ('"\\u001b[31m" = 1', r"lab1.toml:5: host.'\x1b[31m': unknown key"),
     ],
@@ -183,6 +187,26 @@ def test_a_good_file_becomes_a_host(tmp_path: Path) -> None:
     assert (host.expect.min_api, host.expect.min_vmm) == ((1, 51), (9, 1))
     assert host.known_hosts is None
     assert host.host_key == ssh_key()
+
+
+def test_a_host_of_labgrid(tmp_path: Path) -> None:
+    """The place says where the host is and who the user is; a jump host's user must still be named."""
+    text = GOOD.replace("192.0.2.10", "labgrid:epyc-1").replace('user = "seves"\n', "")
+    host = load_host("lab1", write(tmp_path, text + '[labgrid]\ncoordinator = "lab:20408"\n'))
+    assert (host.address, host.user, host.labgrid.coordinator) == ("labgrid:epyc-1", "", "lab:20408")
+    assert load_host("lab1", write(tmp_path, text)).labgrid.coordinator is None
+    assert "plain name of a place" in refusal(tmp_path, text.replace("epyc-1", "a/b"))
+    jump = text.replace("\n\n", '\n[host.jump]\naddress = "::1"\n')
+    assert "missing key: write user" in refusal(tmp_path, jump)
+
+
+def test_the_lease(tmp_path: Path) -> None:
+    """A host is for one run at a time, with a wait of ten minutes, unless its file says otherwise."""
+    host = load_host("lab1", write(tmp_path, GOOD))
+    assert (host.shared, host.lease_wait_s) == (False, 600)
+    text = GOOD.replace("\n\n", "\nshared = true\nlease_wait_s = 0\n")
+    host = load_host("lab1", write(tmp_path, text))
+    assert (host.shared, host.lease_wait_s) == (True, 0)
 
 
 def test_without_a_pinned_key_known_hosts_decides(tmp_path: Path) -> None:
