@@ -9,12 +9,15 @@ import re
 import signal
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pytest_seves.agent.changes import PARTIAL
 from pytest_seves.errors import AgentDied, AgentRemoteError, HostError
+from pytest_seves.host import provision_steps
 from pytest_seves.host.inventory_provision import FileToPut, VmmBuild
 from pytest_seves.host.provision_steps import LIMITS, MODPROBE, UDEV
 from tests.host.throwaway import RULE, Throwaway, provision, throwaway
@@ -171,6 +174,34 @@ def test_killed_half_way(throwaway: Throwaway, tmp_path: Path, at: str) -> None:
 
     with pytest.raises(AgentDied):
         provision(entry, "apply", kill)
+    assert provision(entry, "revert")[0]
+    assert throwaway.state() == before
+
+
+@pytest.mark.parametrize("then", ["apply", "revert"])
+def test_killed_in_an_upload(
+    throwaway: Throwaway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """Half a file on the host is neither in place nor in the way: apply goes on, and revert removes it."""
+    before = throwaway.state()
+    entry = throwaway.entry(file=(image(tmp_path, "/opt/images/image.fd"),))
+    partial = throwaway.root / f"opt/images/image.fd{PARTIAL}"
+
+    def half(source: Path) -> Iterator[bytes]:
+        yield source.read_bytes()[:4096]
+        yield source.read_bytes()[4096:]  # asked for before the one above is sent
+        (agent,) = throwaway.agents()
+        os.kill(agent, signal.SIGKILL)
+        yield b""
+
+    with monkeypatch.context() as patch:
+        patch.setattr(provision_steps, "_pieces", half)
+        with pytest.raises(AgentDied):
+            provision(entry, "apply")
+    assert partial.stat().st_size == 4096
+    if then == "apply":
+        assert provision(entry, "apply")[0]
+        assert (throwaway.root / "opt/images/image.fd").exists()
     assert provision(entry, "revert")[0]
     assert throwaway.state() == before
 
