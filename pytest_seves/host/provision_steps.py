@@ -88,7 +88,7 @@ def steps(entry: LabHost, seen: Look, mine: Look) -> Iterator[Step]:
     if declared.packages:
         yield _packages(entry, declared, seen)
     for group in declared.groups:
-        yield _group(entry, group, seen["groups"][group])
+        yield _group(entry, group, seen)
     if declared.udev:
         yield _config("udev rule", UDEV, _HEADER + _RULES, seen, mine)
         yield _devices(seen)
@@ -127,9 +127,9 @@ def _packages(entry: LabHost, declared: Provision, seen: Look) -> Step:
     return Step("packages", state, ", ".join(names), todo, f"installing {count}: {', '.join(missing)}", act)
 
 
-def _group(entry: LabHost, group: str, member: bool | None) -> Step:
-    what = f"group {group} (from the next login)"
-    if member is None:
+def _group(entry: LabHost, group: str, seen: Look) -> Step:
+    what, member = f"group {group} (from the next login)", seen["groups"][group]
+    if member is None and not seen["missing"]:  # a package may bring the group
         raise HostError(f"provision.groups: no group {group!r} or no user {entry.user!r}", host=entry.name)
 
     def act(agent: AgentClient) -> None:
