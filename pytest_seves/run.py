@@ -76,14 +76,14 @@ class Run:
         """Bring every host to what its lab file declares, or back; 0 when all are."""
         from .host.provision import Provisioning
 
-        done = True
+        done, say = True, functools.partial(print, flush=True)
         for name in self.options.hosts:
             entry = self._hosts.entries[name]
             try:
                 if entry.model or (not entry.provision and mode != "revert"):
-                    where = "the model" if entry.model else f"{entry.file}"
+                    where = "the model" if entry.model else entry.file
                     raise UsageError(f"--sev-provision: {where} has no [provision]; lab/README.md shows it")
-                with Provisioning(entry, functools.partial(print, flush=True)) as work:
+                with Provisioning(entry, say, progress(self._config)) as work:
                     done &= work.run(mode)
             except SevesError as error:
                 print(error, file=sys.stderr)

@@ -13,6 +13,7 @@ from pytest_seves.errors import AgentRemoteError, HostError
 from pytest_seves.host.client import AgentClient, open_client
 from pytest_seves.host.inventory import LabHost
 from pytest_seves.host.provision_steps import Look, Step, ask, look, steps
+from pytest_seves.progress import SILENT, Progress
 
 MODES = ("check", "apply", "revert")
 _REMOVE_S = 1800.0
@@ -24,11 +25,13 @@ class Provisioning:
     """The work on one host; a context manager that ends its agents.
 
     :param say: takes lines for people: the plan, and each step when it starts.
+    :param progress: told of steps that take long.
     """
 
-    def __init__(self, entry: LabHost, say: Say) -> None:
+    def __init__(self, entry: LabHost, say: Say, progress: Progress = SILENT) -> None:
         self.entry = entry
         self._print = say
+        self._progress = progress
         self._stack = ExitStack()
         self._user: AgentClient | None = None
         self._root: AgentClient | None = None
@@ -61,7 +64,8 @@ class Provisioning:
             if step.act is not None and not step.by_hand:
                 self._say(f"{step.doing} ...")
                 try:
-                    told = step.act(self._hand(step.needs_root))
+                    with self._progress.work(f"{self.entry.name}: {step.doing}"):
+                        told = step.act(self._hand(step.needs_root))
                 except HostError:
                     self._say("stopped: what was done stands; apply goes on from here, revert takes it back")
                     raise
