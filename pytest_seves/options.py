@@ -24,6 +24,7 @@ class Options:
     hosts: tuple[str, ...]
     lab: Path
     check: bool
+    provision: str | None
     artifacts: Path | None
     defects: tuple[str, ...]
     vcpus: tuple[int, ...]
@@ -44,6 +45,14 @@ def add_options(parser: pytest.Parser) -> None:
     _add(parser, group, "sev_lab", "string", "directory with one TOML file per host (default: lab)")
     group.addoption(
         "--sev-check", action="store_true", help="print whether the hosts are ready for SEV-ES, and stop"
+    )
+    group.addoption(
+        "--sev-provision",
+        nargs="?",
+        const="check",
+        choices=("check", "apply", "revert"),
+        help="bring the hosts to the [provision] of their lab files, or back, and stop; "
+        "check (the default) prints the plan and changes nothing",
     )
     _add(parser, group, "sev_vcpus", "list", f"vCPU counts for tests that name none (default: {VCPUS})")
     _add(parser, group, "sev_policy", "list", f"policies for tests that name none (default: {ES_POLICIES})")
@@ -93,6 +102,7 @@ def read_options(config: pytest.Config) -> Options:
         hosts=tuple(dict.fromkeys(value("sev_host") or ())),
         lab=folder("sev_lab", "lab"),
         check=bool(config.getoption("sev_check")),
+        provision=config.getoption("sev_provision"),
         artifacts=folder("sev_artifacts", "") if wants_artifacts else None,
         defects=tuple(dict.fromkeys(value("sev_defect") or ())),
         vcpus=_numbers("--sev-vcpus", value("sev_vcpus") or VCPUS, least=1, most=4096),

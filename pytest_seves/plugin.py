@@ -41,13 +41,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    """`--sev-check`: readiness instead of tests."""
-    if not config.getoption("sev_check"):
+    """`--sev-check`: readiness instead of tests; `--sev-provision`: the hosts are made ready."""
+    provision = config.getoption("sev_provision")
+    if not (config.getoption("sev_check") or provision):
         return None
     from . import run as running
 
     refuse_directories_as_words(config)
-    return running.Run(config, read_options(config)).check()
+    run = running.Run(config, read_options(config))
+    return run.provision(provision) if provision else run.check()
 
 
 @pytest.hookimpl(trylast=True)  # a test's own parameters come first in its id

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -38,7 +39,8 @@ class Run:
             self._tenant = Tenant(**self._worker["sev_tenant"])
         try:
             if not options.hosts:
-                raise UsageError("--sev-check: which host? Give --sev-host NAME")
+                option = "--sev-provision" if options.provision else "--sev-check"
+                raise UsageError(f"{option}: which host? Give --sev-host NAME")
             self._hosts = Hosts(options, places, worker, self._tenant, self._say, progress(config))
         except (InventoryError, UsageError) as error:
             raise pytest.UsageError(str(error)) from None
@@ -75,6 +77,24 @@ class Run:
                 (folder / "readiness.json").write_text(readiness_table.to_json(rows) + "\n")
         self._hosts.close()
         return 0 if ready else 1
+
+    def provision(self, mode: str) -> int:
+        """Bring every host to what its lab file declares, or back; 0 when all are."""
+        from .host.provision import Provisioning
+
+        done, say = True, functools.partial(print, flush=True)
+        for name in self.options.hosts:
+            entry = self._hosts.entries[name]
+            try:
+                if entry.model or (not entry.provision and mode != "revert"):
+                    where = "the model" if entry.model else entry.file
+                    raise UsageError(f"--sev-provision: {where} has no [provision]; lab/README.md shows it")
+                with Provisioning(entry, say, progress(self._config), self._tenant) as work:
+                    done &= work.run(mode)
+            except SevesError as error:
+                print(error, file=sys.stderr)
+                done = False
+        return 0 if done else 1
 
     def _terminal(self) -> tuple[int, bool]:
         from _pytest.config import create_terminal_writer

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any, Callable, NoReturn
 
-from pytest_seves.agent import calls, command, facts, files, lineage, usage
+from pytest_seves.agent import calls, command, facts, files, lineage, provision, usage
 from pytest_seves.agent import program as steps
 from pytest_seves.agent.asid_holder import AsidHolder
 from pytest_seves.agent.frames import Decoder, FrameError, encode
@@ -73,6 +73,7 @@ class Service:
             "alone.hold": self._alone_hold,
             "alone.end": self._alone_end,
             "lease.acquire": self._lease.acquire,
+            "provision": self._provision,
         }
 
     def run(self) -> int:
@@ -328,6 +329,16 @@ class Service:
             end()
         else:
             self._holder.release(end)
+
+    def _provision(self, done: Done, fail: command.Fail, timeout_s: float, **args: Any) -> None:
+        def ended(result: dict[str, Any]) -> None:
+            if "failed" in result:
+                fail(*result["failed"].values())
+            else:
+                done(result)
+
+        limit = _positive(timeout_s)
+        command.call(self._loop, ended, fail, function=provision.perform, args=args, timeout_s=limit)
 
     def _get(self, number: int) -> Launch:
         try:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pytest_seves.errors import InventoryError
 from pytest_seves.host import inventory_values as values
+from pytest_seves.host.inventory_provision import Provision, read_provision
 from pytest_seves.host.toml_lines import toml_lines
 
 DEFAULT_MODEL = "linux-6.1"
@@ -99,6 +100,7 @@ class LabHost:
     firmware: Firmware = Firmware()
     expect: Expect = Expect()
     labgrid: Labgrid = Labgrid()
+    provision: Provision | None = None
     model: str | None = None
 
 
@@ -203,13 +205,15 @@ class _Reader:
     def host(self) -> LabHost:
         """The host, or every problem of the file in one error."""
         tree = self._parse()
-        for name in tree.keys() - {"host", "vmm", "firmware", "expect", "labgrid"}:
-            known = ", ".join(f"[{s}]" for s in _SECTIONS)
-            self._problem((name,), f"unknown section{_near(name, list(_SECTIONS))}; known are {known}")
+        for name in tree.keys() - {"host", "vmm", "firmware", "expect", "labgrid", "provision"}:
+            sections = [*_SECTIONS, "provision"]
+            known = ", ".join(f"[{s}]" for s in sections)
+            self._problem((name,), f"unknown section{_near(name, sections)}; known are {known}")
         host = self._section(tree.get("host", {}), ("host",))
         vmm, firmware, expect, labgrid = (
             self._section(tree.get(s, {}), (s,)) for s in ("vmm", "firmware", "expect", "labgrid")
         )
+        provision = self._provision(tree)
         self._cross_check(tree)
         if self.problems:
             raise self._error()
@@ -224,6 +228,7 @@ class _Reader:
             firmware=Firmware(**firmware),
             expect=Expect(**expect),
             labgrid=Labgrid(**labgrid),
+            provision=provision,
             **{"address": "", "user": "", **host},
         )
 
@@ -245,6 +250,13 @@ class _Reader:
         else:
             return tree
         raise self._error()
+
+    def _provision(self, tree: dict[str, Any]) -> Provision | None:
+        if "provision" not in tree:
+            return None
+        if isinstance(tree.get("host"), dict) and "model" in tree["host"]:
+            self._problem(("provision",), "goes with a real host only: the model runs on this machine")
+        return read_provision(tree["provision"], self.file.parent.absolute(), self._problem)
 
     def _section(self, table: object, path: tuple[str, ...]) -> dict[str, Any]:
         """The checked values of one table. `path` is where it is."""

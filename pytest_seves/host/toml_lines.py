@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
@@ -23,6 +24,8 @@ def toml_lines(text: str) -> dict[Path, int]:
 
     >>> toml_lines('[host]\\nport = 22\\njump = {port = 23}')
     {('host',): 1, ('host', 'port'): 2, ('host', 'jump'): 3, ('host', 'jump', 'port'): 3}
+    >>> toml_lines('[[file]]\\n[[file]]\\npath = 1')
+    {('file',): 1, ('file', '1'): 1, ('file', '2'): 2, ('file', '2', 'path'): 3}
     """
     lines: dict[Path, int] = {}
     for path, position in _Scanner(text).document():
@@ -40,11 +43,15 @@ class _Scanner:
 
     def document(self) -> Iterator[tuple[Path, int]]:
         table: Path = ()
+        arrays: Counter[Path] = Counter()
         while self._blank() < len(self.text):
             start = self.at
             if self.text[self.at] == "[":
                 self._while("[ \t")
                 table = self._key()
+                if self.text.startswith("[[", start):  # one of several tables: the first is number 1
+                    arrays[table] += 1
+                    table = (*table, str(arrays[table]))
                 yield table, start
                 self._while("] \t")
             else:

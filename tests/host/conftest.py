@@ -109,19 +109,19 @@ def _free_port() -> int:
         return port
 
 
-def _command(config: Path) -> list[str]:
+def _command(config: Path, within: tuple[str, ...]) -> list[str]:
     sshd = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin") or "sshd"
-    command = [sshd, "-D", "-e", "-f", str(config)]
-    if os.geteuid() == 0 and not _RUN.is_dir():
+    command = [*within, sshd, "-D", "-e", "-f", str(config)]
+    if not within and os.geteuid() == 0 and not _RUN.is_dir():
         # root's sshd wants its empty directory: give it one in a mount namespace of its own
         script = 'mount -t tmpfs tmpfs /run && mkdir /run/sshd && exec "$@"'
         command = ["unshare", "-m", "sh", "-c", script, "sh", *command]
     return command
 
 
-def _start(config: Path) -> subprocess.Popen[bytes]:
+def _start(config: Path, within: tuple[str, ...]) -> subprocess.Popen[bytes]:
     """Start the server and wait until it listens; from then on its log goes to the file beside `config`."""
-    process = subprocess.Popen(_command(config), stderr=subprocess.PIPE)
+    process = subprocess.Popen(_command(config, within), stderr=subprocess.PIPE)
     assert process.stderr
     seen = b""
     while b"Server listening" not in seen:
@@ -141,10 +141,10 @@ def _log(stderr: IO[bytes], path: Path) -> None:
 
 @pytest.fixture
 def start_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Sshd]]:
-    """Start servers; extra arguments are lines of sshd_config."""
+    """Start servers; arguments are lines of sshd_config, `within` words to put before the program."""
     with ExitStack() as stack:
 
-        def start(*config: str) -> Sshd:
+        def start(*config: str, within: tuple[str, ...] = ()) -> Sshd:
             directory = tmp_path_factory.mktemp("sshd")
             make_key(directory / "host_key")
             make_key(directory / "identity")
@@ -165,7 +165,7 @@ def start_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
                 *config,
             ]
             (directory / "sshd_config").write_text("\n".join(lines) + "\n")
-            process = _start(directory / "sshd_config")
+            process = _start(directory / "sshd_config", within)
             stack.callback(_stop, process)
             return Sshd(directory, port, process)
 
