@@ -77,7 +77,7 @@ def pytest_runtest_makereport(
     """Tell a broken rig, and a requirement that could not be decided, from a failed one."""
     report = yield
     if call.excinfo is not None and RUN in item.config.stash:
-        item.config.stash[RUN].classify(report, call.excinfo.value)
+        item.config.stash[RUN].watch.classify(item, report, call.excinfo.value)
     return report
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .errors import InventoryError, ModelError, RigError, SevesError, Undecided, UsageError
+from .blocked import Blocked, Watch
+from .errors import InventoryError, ModelError, SevesError, UsageError
 from .hosts import Hosts
 from .options import Options
 from .report import catalogue
@@ -35,9 +36,13 @@ class Run:
             self._hosts = Hosts(options, places, worker)
         except (InventoryError, UsageError) as error:
             raise pytest.UsageError(str(error)) from None
-        self._verdicts = Verdicts(config, options, self._hosts)
+        self.watch = Watch(options, self._hosts, worker)
+        config.pluginmanager.register(self.watch, "sev-watch")
+        self._blocked = Blocked()
+        self._verdicts = Verdicts(config, options, self._hosts, self._blocked)
         if self._worker is None:
             config.pluginmanager.register(self._verdicts, "sev-verdicts")
+            config.pluginmanager.register(self._blocked, "sev-blocked")
 
     def target(self, name: str) -> Target:
         """The host called `name`, connected on first use."""
@@ -76,8 +81,7 @@ class Run:
         return writer.fullwidth, writer.hasmarkup
 
     def note(self, item: pytest.Item, target: Target) -> None:
-        """Note the host for every report, and expect a failure where the requirement has a known defect."""
-        item.user_properties.append(("host", target.name))
+        """Expect a failure where the requirement has a known defect."""
         marker = item.get_closest_marker("requirement")
         path = catalogue.find(item.path.parent, catalogue.KNOWN_DEFECTS)
         if marker is None or path is None:
@@ -88,13 +92,6 @@ class Run:
             if any(known.affects(marker.args[0], item.name, *product) for product in (vmm, kernel)):
                 reason = f"known defect: {known.what} ({known.reference})"
                 item.add_marker(pytest.mark.xfail(raises=AssertionError, strict=True, reason=reason))
-
-    def classify(self, report: pytest.TestReport, error: BaseException) -> None:
-        """A broken rig, or a wrong call in a test, is an error and no failure; undecided is neither."""
-        if isinstance(error, Undecided):
-            report.sev_undecided = True  # type: ignore[attr-defined]  # crosses xdist with the report
-        elif isinstance(error, (RigError, UsageError)) and report.when == "call":
-            report.when = "setup"  # pytest, JUnit and xdist alike then speak of an error, not of a failure
 
     def pytest_report_header(self) -> list[str]:
         """Which hosts, and whether something was broken on purpose."""
@@ -111,11 +108,15 @@ class Run:
             pytest.exit(str(error), returncode=pytest.ExitCode.INTERNAL_ERROR)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the verdicts; disconnect; in the controller, stop the model hosts."""
+        found = self.watch.finish() if exitstatus != pytest.ExitCode.INTERRUPTED else {}
         if self._worker is not None:
-            self._config.workeroutput["sev_launches"] = self._hosts.counts()  # type: ignore[attr-defined]
+            output = self._config.workeroutput  # type: ignore[attr-defined]
+            output.update(sev_launches=self._hosts.counts(), sev_blocked=found)
         else:
+            self._blocked.add(found)
+            session.exitstatus = self._blocked.exit_status(exitstatus)
             self._verdicts.write()
         self._hosts.close()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from .blocked import Blocked
 from .guest.defects import DEFECTS
 from .hosts import Hosts
 from .options import Options
@@ -31,10 +32,11 @@ class Verdicts:
     :ivar launches: what workers launched, and how many requests that served.
     """
 
-    def __init__(self, config: pytest.Config, options: Options, hosts: Hosts) -> None:
+    def __init__(self, config: pytest.Config, options: Options, hosts: Hosts, blocked: Blocked) -> None:
         self._config = config
         self._options = options
         self._hosts = hosts
+        self._blocked = blocked
         self._verdicts: dict[tuple[str, str], summary.Tally] = {}
         self._catalogues: set[Path] = set()
         self._collected: dict[str, list[str]] = {}
@@ -92,14 +94,16 @@ class Verdicts:
 
     def write(self) -> None:
         """`verdicts.json` among the evidence, where there are verdicts and a place for it."""
-        folder = self._options.artifacts
-        if folder is None or not self._verdicts:
+        folder, blocked = self._options.artifacts, self._blocked.rows()
+        if folder is None or not (self._verdicts or blocked):
             return
         verdicts: dict[str, dict[str, Any]] = {}
         for (host, requirement), tally in sorted(self._verdicts.items()):
             counts, first = dict(tally.counts), tally.first
             entry = {"verdict": tally.verdict, "counts": counts, "first": first, "evidence": tally.evidence}
             verdicts.setdefault(host, {})[requirement] = entry
+        for host, row in blocked.items():
+            verdicts.setdefault(host, {})["blocked"] = {"verdict": "blocked", **row}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "verdicts.json").write_text(json.dumps(verdicts, indent=2) + "\n")
 

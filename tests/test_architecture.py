@@ -18,7 +18,17 @@ PACKAGE = PROJECT / "pytest_seves"
 
 EVERYTHING = {"agent", "cli", "errors", "evidence", "guest", "host", "measurement", "model", "report", "spec"}
 #: pytest's side: the files directly in the package that a run is made of. They alone know pytest.
-PYTEST_SIDE = {"plugin", "options", "fixtures", "collection", "run", "hosts", "verdicts", "hookspecs"}
+PYTEST_SIDE = {
+    "plugin",
+    "options",
+    "fixtures",
+    "collection",
+    "run",
+    "hosts",
+    "verdicts",
+    "blocked",
+    "hookspecs",
+}
 #: What each part of the package may import of the rest of it. A part that is not listed here fails.
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any, Callable, NoReturn
 
-from pytest_seves.agent import calls, command, facts, files, lineage, usage
+from pytest_seves.agent import calls, command, facts, files, health, lineage, usage
 from pytest_seves.agent import program as steps
 from pytest_seves.agent.asid_holder import AsidHolder
 from pytest_seves.agent.frames import Decoder, FrameError, encode
@@ -24,6 +24,7 @@ from pytest_seves.agent.turns import Turns
 _QUEUE_HIGH = 8 << 20
 """Above so many unsent bytes no further request is read."""
 _USAGE_S = 10.0
+_HEALTH_S = 10.0
 
 Done = Callable[[dict[str, Any]], None]
 
@@ -54,8 +55,11 @@ class Service:
         self._temp: files.TempDir | None = None
         self._turns = Turns(self._loop)
         self._holder: AsidHolder | None = None
+        self._heard = time.monotonic()
+        self._watched = False
         self._ops: dict[str, Callable[..., None]] = {
             "facts": self._facts,
+            "health": self._health,
             "exec": self._exec,
             "calls": self._calls,
             "file.put": self._file_put,
@@ -122,8 +126,17 @@ class Service:
             raise _ChannelClosed from error
         if not data:
             raise _ChannelClosed
+        self._heard = time.monotonic()
         for message in self._decoder.feed(data):
             self._dispatch(message)
+
+    def _listen(self, limit_s: float) -> None:
+        """End with a controller that says nothing: a connection that was cut silently stays open for ever."""
+        left_s = self._heard + limit_s - time.monotonic()
+        if left_s <= 0:
+            _complain(f"no sign of life from the controller for {limit_s:g} s")
+            raise _ChannelClosed
+        self._loop.after(left_s, lambda: self._listen(limit_s))
 
     def _send(self, message: dict[str, Any]) -> None:
         self._queue += encode(message)
@@ -144,6 +157,11 @@ class Service:
     def _dispatch(self, message: dict[str, Any]) -> None:
         if "stream" in message:
             self._stream(message)
+            return
+        if "beat" in message:
+            if not self._watched:
+                self._watched = True
+                self._listen(_positive(message["beat"]))
             return
         number, op, args = message.get("id"), message.get("op"), message.get("args", {})
         if not isinstance(number, int) or not isinstance(op, str) or not isinstance(args, dict):
@@ -198,6 +216,9 @@ class Service:
 
     def _facts(self, done: Done, fail: command.Fail, timeout_s: float = 30.0, **args: Any) -> None:
         command.call(self._loop, done, fail, function=facts.gather, args=args, timeout_s=_positive(timeout_s))
+
+    def _health(self, done: Done, fail: command.Fail, **args: Any) -> None:
+        command.call(self._loop, done, fail, function=health.look, args=args, timeout_s=_HEALTH_S)
 
     def _calls(self, done: Done, fail: command.Fail, timeout_s: float, program: list[Any]) -> None:
         limit, args = _positive(timeout_s), {"program": steps.check(program)}

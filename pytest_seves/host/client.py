@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import queue
@@ -21,6 +22,7 @@ from pytest_seves.errors import (
     AgentRemoteError,
     ConnectionLost,
     DeadlineExceeded,
+    DiskFull,
     HostError,
     NoPython,
 )
@@ -178,8 +180,21 @@ class AgentClient:
 
     def _write(self) -> None:
         with suppress(OSError):  # the reader finds out why
-            while (frame := self._outbox.get()) is not None:
+            while (frame := self._next()) is not None:
                 self._process.send(frame)
+
+    def _next(self) -> bytes | None:
+        """What is to be sent; when there is nothing, a sign of life, without which the agent ends."""
+        while True:
+            try:
+                return self._outbox.get(timeout=self.host.keepalive_s)
+            except queue.Empty:
+                if self.hello:
+                    return self._beat
+
+    @property
+    def _beat(self) -> bytes:
+        return encode({"beat": 2 * self.host.keepalive_s})
 
     def _read_stderr(self) -> None:
         while data := self._process.recv_stderr():
@@ -213,6 +228,7 @@ class AgentClient:
             pump.receive(message)
         elif "hello" in message:
             self.hello = message["hello"]
+            self._outbox.put(self._beat)
             self._greeted.set()
         elif message["bootstrap"] == "send":
             data = self._program.data
@@ -263,7 +279,8 @@ class AgentClient:
                 f"{text}; the agent needs 3.9 or newer. Install one and name it as `python` in the lab file",
                 host=self.host.name,
             )
-        return AgentError(
+        full = os.strerror(errno.ENOSPC) in text
+        return (DiskFull if full else AgentError)(
             f"the agent cannot be stored on the host: {text}. It needs a private directory with some space:"
             " check the home directory, or XDG_CACHE_HOME there",
             host=self.host.name,
