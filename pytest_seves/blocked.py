@@ -145,6 +145,12 @@ class Blocked:
             self._why.setdefault(str(host), why)
 
     @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, report: pytest.TestReport) -> None:
+        """A worker that crashed is a broken rig."""
+        report.when = "setup"
+        report.sev_rig = True  # type: ignore[attr-defined]
+
+    @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """What an xdist worker found at its end."""
         self.add(getattr(node, "workeroutput", {}).get("sev_blocked", {}))

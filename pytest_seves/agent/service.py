@@ -59,8 +59,8 @@ class Service:
         self._watched = False
         self._ops: dict[str, Callable[..., None]] = {
             "facts": self._facts,
-            "health": self._health,
             "exec": self._exec,
+            "health": self._health,
             "calls": self._calls,
             "file.put": self._file_put,
             "file.read": self._file_read,
