@@ -109,13 +109,21 @@ class Watch:
         return self._look(target, f"in {item.nodeid}", error)
 
     def _look(self, target: Target, when: str, error: BaseException | None = None) -> HostError | None:
-        from .host.health import describe
+        from .host.health import describe, unread
 
         fault = target.fault(error)
+        note = unread(target.health.last) if target.health.last else None
         if fault is not None:
-            self._blocked[target.name] = f"blocked: {target.name}: {describe(fault)}, {when}"
+            more = f" ({note})" if note else ""
+            self._blocked[target.name] = f"blocked: {target.name}: {describe(fault)}, {when}{more}"
         if self._options.artifacts:
-            row = {"time": time.time(), "when": when, "worker": self._worker, "fault": str(fault or "")}
+            row = {
+                "time": time.time(),
+                "when": when,
+                "worker": self._worker,
+                "fault": str(fault or ""),
+                "note": note,
+            }
             folder = self._options.artifacts / target.name
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "health.jsonl").open("a") as file:  # workers add whole lines to one file
