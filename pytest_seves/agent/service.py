@@ -55,8 +55,6 @@ class Service:
         self._temp: files.TempDir | None = None
         self._turns = Turns(self._loop)
         self._holder: AsidHolder | None = None
-        self._heard = time.monotonic()
-        self._watched = False
         self._ops: dict[str, Callable[..., None]] = {
             "facts": self._facts,
             "exec": self._exec,
@@ -126,17 +124,8 @@ class Service:
             raise _ChannelClosed from error
         if not data:
             raise _ChannelClosed
-        self._heard = time.monotonic()
         for message in self._decoder.feed(data):
             self._dispatch(message)
-
-    def _listen(self, limit_s: float) -> None:
-        """End with a controller that says nothing: a connection that was cut silently stays open for ever."""
-        left_s = self._heard + limit_s - time.monotonic()
-        if left_s <= 0:
-            _complain(f"no sign of life from the controller for {limit_s:g} s")
-            raise _ChannelClosed
-        self._loop.after(left_s, lambda: self._listen(limit_s))
 
     def _send(self, message: dict[str, Any]) -> None:
         self._queue += encode(message)
@@ -157,11 +146,6 @@ class Service:
     def _dispatch(self, message: dict[str, Any]) -> None:
         if "stream" in message:
             self._stream(message)
-            return
-        if "beat" in message:
-            if not self._watched:
-                self._watched = True
-                self._listen(_positive(message["beat"]))
             return
         number, op, args = message.get("id"), message.get("op"), message.get("args", {})
         if not isinstance(number, int) or not isinstance(op, str) or not isinstance(args, dict):

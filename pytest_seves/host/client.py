@@ -180,21 +180,8 @@ class AgentClient:
 
     def _write(self) -> None:
         with suppress(OSError):  # the reader finds out why
-            while (frame := self._next()) is not None:
+            while (frame := self._outbox.get()) is not None:
                 self._process.send(frame)
-
-    def _next(self) -> bytes | None:
-        """What is to be sent; when there is nothing, a sign of life, without which the agent ends."""
-        while True:
-            try:
-                return self._outbox.get(timeout=self.host.keepalive_s)
-            except queue.Empty:
-                if self.hello:
-                    return self._beat
-
-    @property
-    def _beat(self) -> bytes:
-        return encode({"beat": 2 * self.host.keepalive_s})
 
     def _read_stderr(self) -> None:
         while data := self._process.recv_stderr():
@@ -228,7 +215,6 @@ class AgentClient:
             pump.receive(message)
         elif "hello" in message:
             self.hello = message["hello"]
-            self._outbox.put(self._beat)
             self._greeted.set()
         elif message["bootstrap"] == "send":
             data = self._program.data

@@ -182,7 +182,7 @@ def test_an_xdist_worker(rig: Rig, start_model: StartModel) -> None:
 
 
 def test_silence(rig: Rig, start_model: StartModel, start_proxy: StartProxy) -> None:
-    """A connection that is cut silently: the guest goes once both sides have noticed, after 2 s here."""
+    """A connection that is cut silently: the guest goes once both sides have noticed, after 8 s."""
     model = start_model("linux-6.1:es_asids=1")
     rig.host("lab1", model, start_proxy(model))
     before = idle(model)
@@ -191,9 +191,8 @@ def test_silence(rig: Rig, start_model: StartModel, start_proxy: StartProxy) -> 
     result = rig.run("--sev-host", "lab1")
     assert result.outcomes() == {"passed": 5, "error": 15}, result.text
     assert result.status == EXIT_BLOCKED
-    processes = sessions(model, before)
-    agents = [pid for pid in processes() if "sshd" not in _words(pid)]
-    assert not agents, [_words(pid) for pid in agents]  # the run took longer than that
+    processes = sessions(model, before)  # sshd's own stay: nothing tells them
+    wait_gone(lambda: [pid for pid in processes() if "sshd:" not in _words(pid)])
     launch(model)
 
 
