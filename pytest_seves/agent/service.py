@@ -18,7 +18,7 @@ from pytest_seves.agent import program as steps
 from pytest_seves.agent.asid_holder import AsidHolder
 from pytest_seves.agent.frames import Decoder, FrameError, encode
 from pytest_seves.agent.launch import Launch
-from pytest_seves.agent.loop import Loop
+from pytest_seves.agent.loop import Loop, Timer
 from pytest_seves.agent.turns import Turns
 
 _QUEUE_HIGH = 8 << 20
@@ -55,6 +55,8 @@ class Service:
         self._temp: files.TempDir | None = None
         self._turns = Turns(self._loop)
         self._holder: AsidHolder | None = None
+        self._heard = 0.0
+        self._silence: Timer | None = None
         self._ops: dict[str, Callable[..., None]] = {
             "facts": self._facts,
             "exec": self._exec,
@@ -124,6 +126,7 @@ class Service:
             raise _ChannelClosed from error
         if not data:
             raise _ChannelClosed
+        self._heard = time.monotonic()
         for message in self._decoder.feed(data):
             self._dispatch(message)
 
@@ -136,6 +139,7 @@ class Service:
             while self._queue:
                 count = os.write(self._stdout, memoryview(self._queue)[: 1 << 18])
                 del self._queue[:count]
+                self._heard = time.monotonic()  # it takes what we send, if slowly
         except BlockingIOError:
             pass
         except OSError as error:
@@ -143,7 +147,20 @@ class Service:
         self._loop.on_writable(self._stdout, self._flush if self._queue else None)
         self._loop.on_readable(self._stdin, self._readable if len(self._queue) < _QUEUE_HIGH else None)
 
+    def _beat(self, silence_s: float) -> None:
+        """The controller promises to be heard again within so many seconds; who breaks that is gone."""
+        if self._silence:
+            self._silence.cancel()
+        left = self._heard + silence_s - time.monotonic()
+        if left <= 0:
+            _complain(f"no sign of the controller for {silence_s:g} s")
+            raise _ChannelClosed
+        self._silence = self._loop.after(left, lambda: self._beat(silence_s))
+
     def _dispatch(self, message: dict[str, Any]) -> None:
+        if "beat" in message:
+            self._beat(_positive(message["beat"]))
+            return
         if "stream" in message:
             self._stream(message)
             return

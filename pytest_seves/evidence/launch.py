@@ -98,6 +98,8 @@ class Launch:
     exit: Exit
     phase: str = ""
     gdb: GdbTranscript = field(default_factory=GdbTranscript)
+    #: What the VMM dumped of the guest's memory, one ELF core each; empty where it refused to.
+    dumps: tuple[bytes, ...] = field(default=(), repr=False)
     #: Before it and after it, where no other guest was launched on the host meanwhile.
     usage: tuple[Usage, Usage] | None = None
     #: The directory that it is kept in; empty where none is.

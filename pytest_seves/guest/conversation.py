@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import logging
 import signal
@@ -18,7 +20,7 @@ from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClien
 from . import qemu
 from .gdbstub import GdbStub, StubError
 from .spec import GuestSpec
-from .steps import Await, Console, Gdb, Qmp, Repeat, Step, hmp
+from .steps import Await, Console, Dump, Gdb, Qmp, Repeat, Step, hmp
 
 if TYPE_CHECKING:
     from pytest_seves.host.client import AgentClient
@@ -28,6 +30,7 @@ QUESTIONS = ("query-status", "query-sev", "query-sev-launch-measure", "query-sev
 END_GRACE_S = 10.0
 _LAST_WORDS_S = 2.0
 _LOOK_S = 1.0
+_ENDING_S = 1.0
 _CONTINUED_S = 20.0  # from cont until every vCPU has run
 #: Commands of a repetition that are under way at once.
 _IN_FLIGHT = 64
@@ -46,13 +49,15 @@ class Conversation:
         self._number = number
         self._deadline = deadline
         self.phase = "waiting for the QMP greeting"
+        #: What the VMM dumped, in order.
+        self.dumps: list[bytes] = []
 
-    async def hold(self, qmp: socket.socket, spec: GuestSpec) -> None:
+    async def hold(self, monitor: socket.socket, spec: GuestSpec) -> None:
         """Ask, let it run, ask again, take the steps, end it."""
         peer = QMPClient(f"launch-{self._number}")
         peer.logger.setLevel(logging.CRITICAL)  # a VMM that dies is evidence, not news for the log
         try:
-            await self._within(peer.connect(qmp))
+            await self._within(peer.connect(monitor))
             if spec.paused:
                 await self._ask(peer)
                 await self._take(peer, spec.paused_steps)
@@ -93,12 +98,13 @@ class Conversation:
                 await self._debug(peer, step)
             elif isinstance(step, Repeat):
                 await self._repeat(peer, step)
+            elif isinstance(step, Dump):
+                await self._dump(peer, step)
             elif isinstance(step, Console):
                 await self._read_console(peer, step)
             elif isinstance(step, Await):
                 self.phase = f"waiting for {' or '.join(step.events)}"
-                work = _event_or_end(peer, peer.events, step.events)
-                await self._within(asyncio.wait_for(work, step.timeout_s))
+                await asyncio.wait_for(self._until(peer, peer.events, step.events), step.timeout_s)
             else:
                 await self._execute(peer, step)
 
@@ -115,13 +121,32 @@ class Conversation:
                     raise
             if step.until:
                 self.phase = f"waiting for {' or '.join(step.until)} after {step.command}"
-                await self._within(_event_or_end(peer, listener, step.until))
+                await self._until(peer, listener, step.until)
+
+    async def _until(self, peer: QMPClient, listener: EventListener, names: Sequence[str]) -> None:
+        """Wait for an event. A VMM that announces its end gets time for it: a question would disturb that.
+
+        QEMU 10.0, asked then, was seen to end by SIGSEGV.
+        """
+        if await self._within(_event_or_end(peer, listener, names)) == "SHUTDOWN":
+            with suppress(TimeoutError):
+                await asyncio.wait_for(_end(peer), _ENDING_S)
 
     async def _repeat(self, peer: QMPClient, step: Repeat) -> None:
         commands = [*step.steps] * step.times
         for start in range(0, len(commands), _IN_FLIGHT):
             batch = commands[start : start + _IN_FLIGHT]
             await asyncio.gather(*(self._execute(peer, command) for command in batch))
+
+    async def _dump(self, peer: QMPClient, step: Dump) -> None:
+        """Into a file of the agent's, which takes what comes of it: no file is left by a VMM that refuses."""
+        empty = {"data_b64": "", "sha256": hashlib.sha256().hexdigest()}
+        request = {"name": f"dump-{self._number}", **empty}
+        path = (await asyncio.to_thread(self._client.call, "file.put", request))["path"]
+        where = {"paging": False, "begin": step.begin, "length": step.length, "protocol": f"file:{path}"}
+        await self._execute(peer, Qmp("dump-guest-memory", json.dumps(where)))
+        told = await asyncio.to_thread(self._client.call, "file.read", {"path": path})
+        self.dumps.append(base64.b64decode(told["data_b64"]))
 
     async def _debug(self, peer: QMPClient, step: Gdb) -> None:
         await self._execute(peer, hmp(qemu.START_GDBSTUB))
@@ -178,20 +203,22 @@ class Conversation:
             return  # it was a goodbye to a VMM that had gone first
 
 
-async def _event_or_end(peer: QMPClient, listener: EventListener, names: Sequence[str]) -> None:
-    """Wait for an event, or until the VMM has closed the conversation."""
+async def _event_or_end(peer: QMPClient, listener: EventListener, names: Sequence[str]) -> str | None:
+    """Wait for an event and return its name, or None once the VMM has closed the conversation."""
     event = asyncio.create_task(_event(listener, names))
     end = asyncio.create_task(_end(peer))
     try:
         await asyncio.wait({event, end}, return_when=asyncio.FIRST_COMPLETED)
+        return event.result() if event.done() else None
     finally:
         for task in (event, end):
             task.cancel()
 
 
-async def _event(listener: EventListener, names: Sequence[str]) -> None:
-    while (await listener.get())["event"] not in names:
+async def _event(listener: EventListener, names: Sequence[str]) -> str:
+    while (name := str((await listener.get())["event"])) not in names:
         pass
+    return name
 
 
 async def _end(peer: QMPClient) -> None:

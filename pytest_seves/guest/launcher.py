@@ -180,6 +180,8 @@ class Launcher:
         (folder / "qmp.txt").write_text("".join(f"{exchange}\n" for exchange in launch.qmp.exchanges))
         if launch.gdb.exchanges:
             (folder / "gdb.txt").write_text("".join(f"{s} -> {a}\n" for s, a in launch.gdb.exchanges))
+        for number, dump in enumerate(launch.dumps, 1):
+            (folder / f"dump-{number}.elf").write_bytes(dump)
         return folder
 
     def _folder_name(self, spec: GuestSpec) -> str:

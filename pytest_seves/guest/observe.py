@@ -84,10 +84,11 @@ def observe(
             {"launch": number, "timeout_s": min(left, _STUCK_S if conversation.phase else END_GRACE_S)},
             timeout_s=timeout_s + END_GRACE_S,
         )
-    return _launch(collected, argv=tuple(argv), host=host, phase=conversation.phase)
+    said = {"phase": conversation.phase, "dumps": tuple(conversation.dumps)}
+    return _launch(collected, argv=tuple(argv), host=host, **said)
 
 
-def _launch(collected: dict[str, Any], *, argv: tuple[str, ...], host: str, phase: str) -> Launch:
+def _launch(collected: dict[str, Any], *, argv: tuple[str, ...], host: str, **said: Any) -> Launch:
     if collected.get("error") or collected.get("timeline_dropped"):
         what = collected.get("error") or f"{collected['timeline_dropped']} lines of the timeline were dropped"
         raise EvidenceError(
@@ -110,7 +111,7 @@ def _launch(collected: dict[str, Any], *, argv: tuple[str, ...], host: str, phas
             stdout=_output(collected["stdout"]),
             stderr=_output(collected["stderr"]),
             exit=Exit(ended.get("status"), ended.get("signal"), bool(collected.get("killed"))),
-            phase=phase,
+            **said,
         )
     except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise EvidenceError(

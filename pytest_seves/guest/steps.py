@@ -60,7 +60,15 @@ class Await:
     timeout_s: float
 
 
-Step = Qmp | Repeat | Gdb | Console | Await
+@dataclass(frozen=True)
+class Dump:
+    """The VMM's own dump of `length` bytes of guest-physical memory from `begin`, both of whole pages."""
+
+    begin: int
+    length: int
+
+
+Step = Qmp | Repeat | Gdb | Console | Await | Dump
 
 
 def qmp(command: str, *, until: tuple[str, ...] = (), **arguments: Any) -> Qmp:
@@ -87,6 +95,11 @@ def console(pattern: str, *, timeout_s: float = 30.0, fresh: bool = False) -> Co
 def event(*names: str, timeout_s: float = 10.0) -> Await:
     """Wait for one of these QMP events."""
     return Await(names, timeout_s)
+
+
+def dump(begin: int, length: int = 0x1000) -> Dump:
+    """What dump-guest-memory writes of a piece of memory."""
+    return Dump(begin, length)
 
 
 def gdb(*packets: str) -> Gdb:

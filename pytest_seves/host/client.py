@@ -39,6 +39,9 @@ _END_S = 10.0
 _CALL_S = 30.0
 _MARGIN_S = 10.0
 _STDERR_KEPT = 4096
+#: Our signs of life, and how long the agent goes on without one: guests end within 10 s of a silent cut.
+_BEAT_S = 2.0
+_ALONE_S = 8.0
 _GARBAGE_SHOWN = 2048
 
 
@@ -179,9 +182,17 @@ class AgentClient:
     # The three threads
 
     def _write(self) -> None:
+        """What is asked for, and a sign of life when nothing was asked for a while."""
+        beat = encode({"beat": _ALONE_S})
         with suppress(OSError):  # the reader finds out why
-            while (frame := self._outbox.get()) is not None:
+            while (frame := self._next(beat)) is not None:
                 self._process.send(frame)
+
+    def _next(self, beat: bytes) -> bytes | None:
+        try:
+            return self._outbox.get(timeout=_BEAT_S)
+        except queue.Empty:
+            return beat if self._greeted.is_set() else b""
 
     def _read_stderr(self) -> None:
         while data := self._process.recv_stderr():

@@ -11,7 +11,7 @@ from pytest_seves.errors import Undecided
 from pytest_seves.evidence.secrecy import places_of
 from pytest_seves.guest.payload.image import CANARY_PAGE
 from pytest_seves.guest.probe import END
-from pytest_seves.guest.steps import Step, console, gdb, hmp, qmp, repeat
+from pytest_seves.guest.steps import Step, console, dump, gdb, hmp, qmp, repeat
 
 if TYPE_CHECKING:
     from pytest_seves.evidence.launch import Launch
@@ -26,7 +26,11 @@ PLACED = console(r" beat=1 holding=2 [^\n]*\n")
 LATER = console(r" beat=[^\n]*\n", fresh=True)
 SHOW = hmp("info registers -a")
 READ: list[Step] = [SHOW, gdb("?", "Hg1", "g", "Hg2", "g", "D")]
-DUMP: list[Step] = [hmp(f"xp /512gx {CANARY_PAGE:#x}"), gdb("?", f"m{CANARY_PAGE:x},200", "D")]
+DUMP: list[Step] = [
+    hmp(f"xp /512gx {CANARY_PAGE:#x}"),
+    gdb("?", f"m{CANARY_PAGE:x},200", "D"),
+    dump(CANARY_PAGE),
+]
 PUT = f"P1={WRITTEN}"  # RBX
 #: QEMU takes P only after target.xml was read, and hands on what it wrote only if it had read the registers.
 WRITE = gdb("?", "qXfer:features:read:target.xml:0,ffb", "Hg2", "g", PUT, "D")
@@ -50,17 +54,18 @@ def kept(launch: Launch) -> bool:
 @pytest.mark.requirement("REGISTERS-2")
 @pytest.mark.parametrize("init_path", [None, "INIT2"], ids=["own", "INIT2"])
 def test_no_canary_is_seen(probe: Probe, init_path: str | None) -> None:
-    """No register that the monitor, a debugger or KVM shows holds a value of the guest."""
-    launch = spin(probe, ES, *READ, init_path=init_path)
+    """No register that the monitor, a debugger, a dump or KVM shows holds a value of the guest."""
+    launch = spin(probe, ES, *READ, dump(CANARY_PAGE), init_path=init_path)
     assert launch.phase == "", launch.account()
     assert places_of(SEED, launch) == []
 
 
 @pytest.mark.requirement("REGISTERS-2")
 def test_canaries_of_a_plain_guest_are_seen(probe: Probe) -> None:
-    """Without encryption the monitor, a debugger and KVM show them (control)."""
-    launch = spin(probe, None, *READ)
-    assert {place.partition(":")[0] for place in places_of(SEED, launch)} == {"gdb", "kvm", "monitor"}
+    """Without encryption the monitor, a debugger, a dump and KVM show them (control)."""
+    launch = spin(probe, None, *READ, dump(CANARY_PAGE))
+    seen = {"dumped memory", "dumped registers", "gdb", "kvm", "monitor"}
+    assert {place.partition(":")[0] for place in places_of(SEED, launch)} == seen
 
 
 @pytest.mark.requirement("REGISTERS-4")
@@ -97,14 +102,19 @@ def test_a_written_register_of_a_plain_guest_changes(probe: Probe) -> None:
 @pytest.mark.requirement("REGISTERS-7")
 @pytest.mark.parametrize("policy", [0x1, ES], ids=["NODBG", "ES+NODBG"])
 def test_private_memory_is_not_seen(probe: Probe, policy: int) -> None:
-    """What the monitor and a debugger read of a private page is not what the guest wrote into it."""
+    """A private page is not what the guest wrote, to the monitor, a debugger and dump-guest-memory."""
     launch = spin(probe, policy, *DUMP)
     assert launch.phase == "", launch.account()
-    assert [place for place in places_of(SEED, launch) if not place.startswith("kvm")] == []
+    memory = ("monitor: human-monitor-command", "gdb: m", "dumped memory")
+    assert [place for place in places_of(SEED, launch) if place.startswith(memory)] == []
 
 
 @pytest.mark.requirement("REGISTERS-7")
 def test_memory_of_a_plain_guest_is_seen(probe: Probe) -> None:
     """Without encryption it is (control)."""
     launch = spin(probe, None, *DUMP)
-    assert {place.partition(":")[0] for place in places_of(SEED, launch)} >= {"gdb", "monitor"}
+    assert {place.partition(":")[0] for place in places_of(SEED, launch)} >= {
+        "dumped memory",
+        "gdb",
+        "monitor",
+    }

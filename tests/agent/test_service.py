@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -172,3 +173,24 @@ def test_facts(agent: LocalAgent) -> None:
     """Facts are gathered in a process of their own."""
     facts = agent.call("facts")["ok"]
     assert facts["python"] == agent.hello["python"]
+
+
+def test_a_controller_that_falls_silent(agent: LocalAgent) -> None:
+    """It promised a sign of life: without one the agent ends, with what it had started, and says why."""
+    asked = agent.call("launch", argv=["sleep", "600"], timeout_s=60)["ok"]
+    agent.send(encode({"beat": 0.5}))
+    assert agent.process.wait(10) == 0
+    assert agent.process.stderr
+    assert "no sign of the controller for 0.5 s" in agent.process.stderr.read().decode()
+    with pytest.raises(ProcessLookupError):
+        os.kill(asked["pid"], 0)
+
+
+def test_a_controller_that_is_heard(agent: LocalAgent) -> None:
+    """Whatever it says is a sign of life, and so is that it takes what it is told."""
+    agent.send(encode({"beat": 1.0}))
+    end = time.monotonic() + 2.0
+    while time.monotonic() < end:
+        assert "ok" in agent.call("exec", argv=["true"], timeout_s=5)
+    agent.send(encode({"beat": 20.0}))
+    assert agent.end()[0] == 0

@@ -46,6 +46,8 @@ def run(launcher: Launcher, name: str, code: bytes, policy: int | None) -> Launc
         ("halts", b"\xfa\xf4\xeb\xfc"),  # cli; hlt; jmp
         ("spins", b"\xeb\xfe"),  # jmp $
         ("nothing", b"\xea\x00\x00\x00\x50"),  # jmp far 5000:0000, where nothing is
+        ("outside", b"\xb8\x00\xa0\x8e\xd8\xa2\x00\x00\xeb\xfe"),  # writes to A000:0000, no memory
+        ("dies", b"\x0f\x0b"),  # ud2, and no handler for anything
     ],
 )
 def test_a_guest_that_never_reports(launcher: Launcher, name: str, code: bytes, policy: int | None) -> None:
