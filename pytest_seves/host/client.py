@@ -42,6 +42,7 @@ _STDERR_KEPT = 4096
 #: Our signs of life, and how long the agent goes on without one: guests end within 10 s of a silent cut.
 _BEAT_S = 2.0
 _ALONE_S = 8.0
+_BEAT = encode({"beat": _ALONE_S})
 _GARBAGE_SHOWN = 2048
 
 
@@ -183,16 +184,15 @@ class AgentClient:
 
     def _write(self) -> None:
         """What is asked for, and a sign of life when nothing was asked for a while."""
-        beat = encode({"beat": _ALONE_S})
         with suppress(OSError):  # the reader finds out why
-            while (frame := self._next(beat)) is not None:
+            while (frame := self._next()) is not None:
                 self._process.send(frame)
 
-    def _next(self, beat: bytes) -> bytes | None:
+    def _next(self) -> bytes | None:
         try:
             return self._outbox.get(timeout=_BEAT_S)
         except queue.Empty:
-            return beat if self._greeted.is_set() else b""
+            return _BEAT if self._greeted.is_set() else b""
 
     def _read_stderr(self) -> None:
         while data := self._process.recv_stderr():
@@ -226,6 +226,7 @@ class AgentClient:
             pump.receive(message)
         elif "hello" in message:
             self.hello = message["hello"]
+            self._outbox.put(_BEAT)  # from the start: the line may be cut before anything else is said
             self._greeted.set()
         elif message["bootstrap"] == "send":
             data = self._program.data
