@@ -107,6 +107,15 @@ class Run:
         except ModelError as error:
             pytest.exit(str(error), returncode=pytest.ExitCode.INTERNAL_ERROR)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        """For `--dist loadgroup`, one that outlives a worker."""
+        if config.getoption("dist") != "loadgroup":
+            return None
+        from .groups import Groups
+
+        return Groups(config, log)
+
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the verdicts; disconnect; in the controller, stop the model hosts."""

@@ -168,13 +168,14 @@ def test_the_agent(rig: Rig, start_model: StartModel) -> None:
     launch(model)
 
 
-def test_an_xdist_worker(rig: Rig, start_model: StartModel) -> None:
+@pytest.mark.parametrize("distribution", ["load", "loadgroup"])
+def test_an_xdist_worker(rig: Rig, start_model: StartModel, distribution: str) -> None:
     """Its guest goes along; its test is an error, the others are run, and the run ends by itself."""
     model = start_model("linux-6.1:es_asids=1")
     rig.host("lab1", model)
     before = idle(model)
     rig.write("test_it.py", STANDING.format(wrong="os.kill(os.getpid(), signal.SIGKILL)"))
-    result = rig.run("--sev-host", "lab1", "-n", "2", "--dist", "load")
+    result = rig.run("--sev-host", "lab1", "-n", "2", "--dist", distribution)
     assert result.outcomes() == {"passed": 19, "error": 1}, result.text
     assert "crashed while running 'test_it.py::test_it[5]'" in result.text
     wait_gone(sessions(model, before))
