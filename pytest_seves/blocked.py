@@ -105,7 +105,8 @@ class Watch:
     def _after(self, target: Target, item: pytest.Item, error: BaseException) -> HostError | None:
         if any(error is known for known in self._explained):  # of a launch that several tests share
             return None
-        self._explained.append(error)
+        if isinstance(error, RigError):
+            self._explained.append(error)
         return self._look(target, f"in {item.nodeid}", error)
 
     def _look(self, target: Target, when: str, error: BaseException | None = None) -> HostError | None:
