@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Collected tests: their default parameters, their requirements, and which launch they share."""
+"""Collected tests: their default parameters and their requirements."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -74,7 +73,6 @@ def tie(config: pytest.Config, items: list[pytest.Item]) -> None:
             continue
         tied.setdefault(path, set()).add(str(identifier))
         item.user_properties.append(("requirement", identifier))
-        _group(config, item)
     if config.getini("strict"):
         wrong += _untested(tied)
     if wrong:
@@ -88,16 +86,3 @@ def _untested(tied: dict[Path, set[str]]) -> list[str]:
         families = {known[identifier].family for identifier in tested}
         missing += [f"{i}: no test" for i, r in known.items() if r.family in families and i not in tested]
     return missing
-
-
-def _group(config: pytest.Config, item: pytest.Item) -> None:
-    """Keep tests that share a launch on one xdist worker (`--dist loadgroup`)."""
-    if not config.pluginmanager.hasplugin("xdist") or item.get_closest_marker("xdist_group"):
-        return
-    parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
-    shared = [
-        f"{name}{parameters[name]}"
-        for name in ("sev_host", "vcpus", "policy", "init_path")
-        if parameters.get(name) is not None
-    ]
-    item.add_marker(pytest.mark.xdist_group("-".join(shared) or item.nodeid))

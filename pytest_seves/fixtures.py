@@ -39,6 +39,7 @@ def launch_guest(sev_host: Target, request: pytest.FixtureRequest) -> Launcher:
     run = request.config.stash[RUN]
     run.note(request.node, sev_host)
     launcher = run.launcher(sev_host)
+    launcher.last = None
     launcher.on_evidence = lambda folder: request.node.user_properties.append(("evidence", folder))
     return launcher
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +97,18 @@ class Hosts:
                 target, defects=self._options.defects, artifacts=folder, worker=self._worker
             )
         return self._launchers[target.name]
+
+    def keep_failed(self, minutes: float, say: Callable[[str], None]) -> None:
+        """Launch the guest of each host's first failure again, and wait until nobody looks at it any more."""
+        kept = []
+        for launcher in self._launchers.values():
+            if launcher.failed:
+                test, spec = launcher.failed
+                guest = launcher.keep(spec, minutes)
+                say(f"{guest.entry.name}: {test}: {guest.how_to_attach()}")
+                kept.append((launcher, guest))
+        for launcher, guest in kept:
+            launcher.release(guest)
 
     def counts(self) -> tuple[int, int]:
         """Launches that were made here, and requests for a guest that they served."""

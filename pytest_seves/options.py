@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 VCPUS = "1,2,3,8,16,64"
 ES_POLICIES = "0x4,0x5,0x6,0x7"
+_KEEP_MIN = 30.0
+_KEEP_MOST_MIN = 24 * 60.0
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Options:
     defects: tuple[str, ...]
     vcpus: tuple[int, ...]
     policies: tuple[int, ...]
+    keep_failed: float | None
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -50,6 +54,15 @@ def add_options(parser: pytest.Parser) -> None:
         "sev_defect",
         "args",
         "make the VMM, or the model's kernel, wrong in a named way, to see the checks fail (repeatable)",
+    )
+    group.addoption(
+        "--sev-keep-failed",
+        metavar="MINUTES",
+        nargs="?",
+        type=_minutes,
+        const=_KEEP_MIN,
+        help="when all is done, launch the guest of the first failure again, say how to attach to it, and "
+        f"leave it running for so long (default: {_KEEP_MIN:g})",
     )
 
 
@@ -84,7 +97,16 @@ def read_options(config: pytest.Config) -> Options:
         defects=tuple(dict.fromkeys(value("sev_defect") or ())),
         vcpus=_numbers("--sev-vcpus", value("sev_vcpus") or VCPUS, least=1, most=4096),
         policies=_numbers("--sev-policy", value("sev_policy") or ES_POLICIES, least=0, most=0xFFFFFFFF),
+        keep_failed=config.getoption("sev_keep_failed"),
     )
+
+
+def share_launches(config: pytest.Config) -> None:
+    """Where only `-n` was given, distribute as `--dist loadgroup`: no launch is made by every worker."""
+    words = [*map(str, config.invocation_params.args), *config.getini("addopts")]
+    asked = any(word == "-d" or word.startswith("--dist") for word in words)
+    if not asked and getattr(config.option, "dist", "no") == "load":
+        config.option.dist = "loadgroup"
 
 
 def refuse_directories_as_words(config: pytest.Config) -> None:
@@ -104,6 +126,13 @@ def refuse_directories_as_words(config: pytest.Config) -> None:
                 f"{option} {word}: write {option}={word}. As two words, pytest takes an existing directory "
                 "elsewhere for a path of tests, and its root directory from it"
             )
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes <= _KEEP_MOST_MIN:
+        raise argparse.ArgumentTypeError(f"{text}: wanted minutes, at most {_KEEP_MOST_MIN:g}")
+    return minutes
 
 
 def _numbers(option: str, text: str, *, least: int, most: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from .fixtures import kvm, launch_guest, sev_host
-from .options import add_options, read_options, refuse_directories_as_words
+from .options import add_options, read_options, refuse_directories_as_words, share_launches
 
 if TYPE_CHECKING:
     from .run import Run
@@ -33,6 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
     options = read_options(config)
     if options.hosts:
         from . import run as running
+
+        share_launches(config)
 
         config.stash[RUN] = run = running.Run(config, options)
         config.pluginmanager.register(run, "sev-run")
@@ -77,7 +79,7 @@ def pytest_runtest_makereport(
     """Tell a broken rig, and a requirement that could not be decided, from a failed one."""
     report = yield
     if call.excinfo is not None and RUN in item.config.stash:
-        item.config.stash[RUN].watch.classify(item, report, call.excinfo.value)
+        item.config.stash[RUN].classify(item, report, call.excinfo.value)
     return report
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .blocked import Blocked, Watch
-from .errors import InventoryError, ModelError, SevesError, UsageError
+from .errors import InventoryError, ModelError, RigError, SevesError, Undecided, UsageError
 from .hosts import Hosts
 from .options import Options
 from .report import catalogue
@@ -93,6 +93,13 @@ class Run:
                 reason = f"known defect: {known.what} ({known.reference})"
                 item.add_marker(pytest.mark.xfail(raises=AssertionError, strict=True, reason=reason))
 
+    def classify(self, item: pytest.Item, report: pytest.TestReport, error: BaseException) -> None:
+        """A broken rig, or a wrong call in a test, is an error and no failure; undecided is neither."""
+        launcher = getattr(item, "funcargs", {}).get("launch_guest")
+        if launcher and launcher.last and not launcher.failed and _is_failure(report, error):
+            launcher.failed = (item.nodeid, launcher.last)
+        self.watch.classify(item, report, error)
+
     def pytest_report_header(self) -> list[str]:
         """Which hosts, and whether something was broken on purpose."""
         return [f"sev hosts: {', '.join(self.options.hosts)}"] + [
@@ -108,18 +115,23 @@ class Run:
             pytest.exit(str(error), returncode=pytest.ExitCode.INTERNAL_ERROR)
 
     @pytest.hookimpl(optionalhook=True)
-    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
-        """For `--dist loadgroup`, one that outlives a worker."""
-        if config.getoption("dist") != "loadgroup":
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> object | None:
+        """With `--dist loadgroup`, our own: by launch."""
+        if config.option.dist != "loadgroup":
             return None
-        from .groups import Groups
+        from .scheduling import LaunchScheduling
 
-        return Groups(config, log)
+        return LaunchScheduling(config, log, self.options.hosts)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the verdicts; disconnect; in the controller, stop the model hosts."""
         found = self.watch.finish() if exitstatus != pytest.ExitCode.INTERRUPTED else {}
+        if self.options.keep_failed and exitstatus == pytest.ExitCode.TESTS_FAILED:
+            try:
+                self._hosts.keep_failed(self.options.keep_failed, _say)
+            except RigError as error:
+                _say(f"the failed guest could not be kept: {error}")
         if self._worker is not None:
             output = self._config.workeroutput  # type: ignore[attr-defined]
             output.update(sev_launches=self._hosts.counts(), sev_blocked=found)
@@ -132,3 +144,14 @@ class Run:
     def pytest_unconfigure(self) -> None:
         """Whatever happened before, leave nothing behind."""
         self._hosts.close()
+
+
+def _is_failure(report: pytest.TestReport, error: BaseException) -> bool:
+    return (
+        report.failed and report.when == "call" and not isinstance(error, (RigError, UsageError, Undecided))
+    )
+
+
+def _say(text: str) -> None:
+    """To a person at once, from an xdist worker too: those share the standard error of their controller."""
+    print(f"\n{text}", file=sys.stderr, flush=True)

@@ -27,7 +27,7 @@ PYTEST_SIDE = {
     "hosts",
     "verdicts",
     "blocked",
-    "groups",
+    "scheduling",
     "hookspecs",
 }
 #: What each part of the package may import of the rest of it. A part that is not listed here fails.

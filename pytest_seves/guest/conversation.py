@@ -40,21 +40,21 @@ _T = TypeVar("_T")
 class Conversation:
     """One launch's; `phase` names what was under way when the VMM did not play along.
 
-    :param number: of the launch, on the agent.
-    :param deadline: on the monotonic clock.
+    :ivar number: of the launch, on the agent.
+    :ivar deadline: on the monotonic clock.
     """
 
     def __init__(self, client: AgentClient, number: int, deadline: float) -> None:
         self._client = client
-        self._number = number
-        self._deadline = deadline
+        self.number = number
+        self.deadline = deadline
         self.phase = "waiting for the QMP greeting"
         #: What the VMM dumped, in order.
         self.dumps: list[bytes] = []
 
     async def hold(self, monitor: socket.socket, spec: GuestSpec) -> None:
         """Ask, let it run, ask again, take the steps, end it."""
-        peer = QMPClient(f"launch-{self._number}")
+        peer = QMPClient(f"launch-{self.number}")
         peer.logger.setLevel(logging.CRITICAL)  # a VMM that dies is evidence, not news for the log
         try:
             await self._within(peer.connect(monitor))
@@ -82,7 +82,7 @@ class Conversation:
         if peer.runstate is not Runstate.RUNNING:
             return
         phase, limit = self.phase, time.monotonic() + _LAST_WORDS_S
-        self._deadline = max(self._deadline, limit)
+        self.deadline = max(self.deadline, limit)
         with suppress(TimeoutError, QMPError, OSError, EOFError):
             for question in (Qmp("query-status"), hmp("info registers -a")):
                 await asyncio.wait_for(self._execute(peer, question), limit - time.monotonic())
@@ -146,7 +146,7 @@ class Conversation:
     async def _dump(self, peer: QMPClient, step: Dump) -> None:
         """Into a file of the agent's, which takes what comes of it: no file is left by a VMM that refuses."""
         empty = {"data_b64": "", "sha256": hashlib.sha256().hexdigest()}
-        request = {"name": f"dump-{self._number}", **empty}
+        request = {"name": f"dump-{self.number}", **empty}
         path = (await asyncio.to_thread(self._client.call, "file.put", request))["path"]
         where = {"paging": False, "begin": step.begin, "length": step.length, "protocol": f"file:{path}"}
         await self._execute(peer, Qmp("dump-guest-memory", json.dumps(where)))
@@ -159,8 +159,8 @@ class Conversation:
         await asyncio.to_thread(self._exchange, step.packets)
 
     def _exchange(self, packets: Sequence[str]) -> None:
-        with self._client.stream(f"{self._number}.gdb") as peer:
-            stub = GdbStub(peer, self._deadline)
+        with self._client.stream(f"{self.number}.gdb") as peer:
+            stub = GdbStub(peer, self.deadline)
             for packet in packets:
                 self.phase = f"talking to the gdbstub: {packet}"
                 stub.exchange(packet)
@@ -168,22 +168,24 @@ class Conversation:
     async def _finish(self, peer: QMPClient, ends: str, *, asked_again: bool) -> None:
         if asked_again:
             await self._execute(peer, Qmp("query-status"))
+        if ends == "never":
+            return
         if ends == "quit":
             await self._execute(peer, Qmp("quit"))
             return
         self.phase = f"ending it with {ends}"
-        request = {"launch": self._number, "signal": int(signal.Signals[ends])}
+        request = {"launch": self.number, "signal": int(signal.Signals[ends])}
         await asyncio.to_thread(self._client.call, "kill", request)
 
     async def _read_console(self, peer: QMPClient, step: Console) -> None:
         """Wait, and look now and then whether the guest still runs: one that has stopped says no more."""
-        limit = min(self._deadline, time.monotonic() + step.timeout_s)
+        limit = min(self.deadline, time.monotonic() + step.timeout_s)
         start, stopped = None if step.fresh else 0, False
         while True:
             self.phase = f"waiting for {step.pattern!r} on the console"
             left = 0.1 if stopped else max(min(_LOOK_S, limit - time.monotonic()), 0.1)
             wanted = {"until": "console", "pattern": step.pattern, "start": start}
-            request = {"launch": self._number, "timeout_s": left, **wanted}
+            request = {"launch": self.number, "timeout_s": left, **wanted}
             told = await asyncio.to_thread(self._client.call, "wait", request, left + END_GRACE_S)
             if told["reached"]:
                 return
@@ -193,13 +195,13 @@ class Conversation:
             stopped = not status["running"]  # type: ignore[index]
 
     def _running(self, limit_s: float | None) -> bool:
-        left = max(self._deadline - time.monotonic(), 0.1)
+        left = max(self.deadline - time.monotonic(), 0.1)
         left = left if limit_s is None else min(left, limit_s)
-        request = {"launch": self._number, "until": "running", "timeout_s": left}
+        request = {"launch": self.number, "until": "running", "timeout_s": left}
         return bool(self._client.call("wait", request, timeout_s=left + END_GRACE_S)["reached"])
 
     async def _within(self, work: Awaitable[_T]) -> _T:
-        return await asyncio.wait_for(work, max(self._deadline - time.monotonic(), 0.1))
+        return await asyncio.wait_for(work, max(self.deadline - time.monotonic(), 0.1))
 
     async def _goodbye(self, peer: QMPClient) -> None:
         try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ from pytest_seves.spec import kvm
 from . import qemu
 from .defects import chosen_defects
 from .faults import fault_rules
-from .observe import observe
+from .kept import Kept
+from .observe import begin, observe
 from .spec import GuestSpec, policy_name
 
 if TYPE_CHECKING:
@@ -63,6 +65,10 @@ class Launcher:
         #: Guests launched, and times one was asked for.
         self.launched = 0
         self.served = 0
+        #: The last guest that was asked for.
+        self.last: GuestSpec | None = None
+        #: The first test that failed, and the last guest that it had asked for.
+        self.failed: tuple[str, GuestSpec] | None = None
 
     def __call__(self, **options: Any) -> Launch:
         """Evidence of a launch with these options (:class:`~pytest_seves.guest.spec.GuestSpec`).
@@ -70,7 +76,7 @@ class Launcher:
         :raise UsageError: there is no such option.
         :raise RigError: our side failed; asking again for the same guest fails at once in the same way.
         """
-        spec = GuestSpec.of(**options)
+        self.last = spec = GuestSpec.of(**options)
         self.served += 1
         if spec not in self._kept:
             try:
@@ -128,27 +134,45 @@ class Launcher:
             raise Unsupported(
                 f"{target.name}: this kernel has no KVM_SEV_INIT2: KVM_CAP_VM_TYPES has no SEV-ES VM"
             )
-        argv = qemu.arguments(
-            self._heeded(spec),
-            binary=target.entry.vmm.binary,
-            firmware=target.facts.firmware.path or "",
-            cbit=target.facts.cbitpos or 0,
-            reduced_phys_bits=target.facts.reduced_phys_bits,
-            properties=self._properties,
-        )
+        argv, limit = self._argv(spec), _LAUNCH_S + _LAUNCH_VCPU_S * spec.vcpus
         self.launched += 1
-        launch = observe(
-            target.client,
-            argv,
-            host=target.name,
-            rules=(*fault_rules(spec.faults), *(rule for defect in self._defects for rule in defect.rules)),
-            qmp_rules=[rule for defect in self._defects for rule in defect.qmp_rules],
-            spec=spec,
-            timeout_s=_LAUNCH_S + _LAUNCH_VCPU_S * spec.vcpus,
-        )
+        rules = self._rules(spec)
+        launch = observe(target.client, argv, host=target.name, spec=spec, timeout_s=limit, **rules)
         if self._artifacts:
             launch = replace(launch, folder=str(self._archive(launch, spec)))
         return launch
+
+    def keep(self, spec: GuestSpec, minutes: float) -> Kept:
+        """Launch it once more and leave it running for a person to look at, `minutes` at most."""
+        client, limit = self._target.client, 60 * minutes
+        sockets = self.put("kept", b"") + f"-{self.launched}"
+        extra = (*spec.extra, *qemu.attachable(f"{sockets}.qmp", f"{sockets}.hmp"))
+        kept = replace(spec, extra=extra, ends="never")
+        self.launched += 1
+        with begin(client, self._argv(kept), spec=kept, timeout_s=limit, **self._rules(spec)) as begun:
+            where = (f"{sockets}.qmp", f"{sockets}.hmp")
+            return Kept(self._target.entry, begun.number, *where, begun.deadline, begun.phase)
+
+    def release(self, kept: Kept) -> None:
+        """Wait until a kept guest has ended, by itself, by a person or by its deadline."""
+        left = 0.1 if kept.phase else max(kept.deadline - time.monotonic(), 0.0) + _SETTLE_S
+        self._target.client.call("wait", {"launch": kept.number, "until": "exit", "timeout_s": left})
+
+    def _argv(self, spec: GuestSpec) -> tuple[str, ...]:
+        facts = self._target.facts
+        return qemu.arguments(
+            self._heeded(spec),
+            binary=self._target.entry.vmm.binary,
+            firmware=facts.firmware.path or "",
+            cbit=facts.cbitpos or 0,
+            reduced_phys_bits=facts.reduced_phys_bits,
+            properties=self._properties,
+        )
+
+    def _rules(self, spec: GuestSpec) -> dict[str, Any]:
+        rules = (rule for defect in self._defects for rule in defect.rules)
+        said = (rule for defect in self._defects for rule in defect.qmp_rules)
+        return {"rules": (*fault_rules(spec.faults), *rules), "qmp_rules": tuple(said)}
 
     def _heeded(self, spec: GuestSpec) -> GuestSpec:
         """What the VMM makes of it: with some defects it does not heed all that it is told."""
@@ -202,8 +226,9 @@ class Alone:
     def __call__(self, **options: Any) -> Launch:
         """Launch a guest; options as those of :class:`~pytest_seves.guest.spec.GuestSpec`."""
         self._launcher.served += 1
+        self._launcher.last = spec = GuestSpec.of(**options)
         before = self._usage()
-        launch = self._launcher.launch(GuestSpec.of(**options))
+        launch = self._launcher.launch(spec)
         self._launcher.tell(launch)
         return replace(launch, usage=(before, self._usage(wanted=before)))
 

@@ -11,8 +11,9 @@ import asyncio
 import base64
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pytest_seves.errors import EvidenceError
@@ -43,20 +44,44 @@ def observe(
     argv: Sequence[str],
     *,
     host: str,
-    rules: Sequence[Rule] = (),
-    qmp_rules: Sequence[Rule] = (),
     spec: GuestSpec = _DEFAULT,
     timeout_s: float = 60.0,
-    mode: str = "auto",
+    **request: Any,
 ) -> Launch:
     """Launch `argv` under the recorder, observe it until its vCPUs run, take `spec`'s steps, and end it.
 
-    :param rules: sabotage rules for the recorder, faults and defects alike.
-    :param qmp_rules: sabotage of the QMP conversation (:mod:`pytest_seves.agent.qmp_sabotage`).
     :param spec: what `argv` was made from; a VMM started paused is continued after the first questions.
     :param timeout_s: for the whole launch; a VMM that is not done by then is killed, on the host.
-    :param mode: how to record, ``auto``, ``trace`` or ``stop``.
+    :param request: as of :func:`begin`.
     :raise RigError: our side failed; never for anything that the VMM did.
+    """
+    with begin(client, argv, spec=spec, timeout_s=timeout_s, **request) as begun:
+        left = max(begun.deadline - time.monotonic(), 0.1)
+        collected = client.call(
+            "collect",
+            {"launch": begun.number, "timeout_s": min(left, _STUCK_S if begun.phase else END_GRACE_S)},
+            timeout_s=timeout_s + END_GRACE_S,
+        )
+    said = {"phase": begun.phase, "dumps": tuple(begun.dumps)}
+    return _launch(collected, argv=tuple(argv), host=host, **said)
+
+
+@contextmanager
+def begin(
+    client: AgentClient,
+    argv: Sequence[str],
+    *,
+    rules: Sequence[Rule] = (),
+    qmp_rules: Sequence[Rule] = (),
+    spec: GuestSpec = _DEFAULT,
+    timeout_s: float,
+    mode: str = "auto",
+) -> Iterator[Conversation]:
+    """Launch it and have the conversation that `spec` wants, which has ended when this is entered.
+
+    :param rules: sabotage rules for the recorder, faults and defects alike.
+    :param qmp_rules: sabotage of the QMP conversation (:mod:`pytest_seves.agent.qmp_sabotage`).
+    :param mode: how to record, ``auto``, ``trace`` or ``stop``.
     """
     steps = (*spec.paused_steps, *spec.steps)
     repeated = sum(step.times * len(step.steps) for step in steps if isinstance(step, Repeat))
@@ -78,14 +103,7 @@ def observe(
         # A thread of its own: the caller may be inside an event loop already.
         with ThreadPoolExecutor(1, thread_name_prefix="qmp") as pool:
             pool.submit(asyncio.run, work).result()
-        left = max(deadline - time.monotonic(), 0.1)
-        collected = client.call(
-            "collect",
-            {"launch": number, "timeout_s": min(left, _STUCK_S if conversation.phase else END_GRACE_S)},
-            timeout_s=timeout_s + END_GRACE_S,
-        )
-    said = {"phase": conversation.phase, "dumps": tuple(conversation.dumps)}
-    return _launch(collected, argv=tuple(argv), host=host, **said)
+        yield conversation
 
 
 def _launch(collected: dict[str, Any], *, argv: tuple[str, ...], host: str, **said: Any) -> Launch:

@@ -66,6 +66,19 @@ def arguments(
     )
 
 
+def attachable(qmp: str, hmp: str) -> tuple[str, ...]:
+    """Further arguments: a QMP monitor and a human one, each at the path of a socket on the host."""
+    monitors = {"qmp": (qmp, "control"), "hmp": (hmp, "readline")}
+    return tuple(
+        word
+        for name, (path, mode) in monitors.items()
+        for word in (
+            *("-chardev", f"socket,id=kept-{name},path={_escaped(path)},server=on,wait=off"),
+            *("-mon", f"chardev=kept-{name},mode={mode}"),
+        )
+    )
+
+
 #: Arguments that make the VMM list the properties of its sev-guest object.
 LIST_PROPERTIES = ("-object", "sev-guest,help")
 

@@ -14,8 +14,8 @@ from .steps import Gdb, Step
 #: Ways to initialise a SEV-ES guest; None leaves the choice to the VMM.
 INIT_PATHS = ("ES_INIT", "INIT2")
 MAX_VCPUS = 4096
-#: Ways to end a guest that has been observed.
-ENDS = ("quit", "SIGTERM", "SIGKILL")
+#: Ways to end a guest that has been observed; `never` leaves it to its deadline.
+ENDS = ("quit", "SIGTERM", "SIGKILL", "never")
 
 
 @dataclass(frozen=True)
