@@ -19,7 +19,9 @@
             +-- ConnectError          no usable connection
             |   +-- HostUnreachable, HostKeyUnknown, HostKeyChanged, AuthenticationFailed, ConnectionLost
             +-- AgentError            the program on the host
-                +-- NoPython, AgentGarbage, AgentDied, AgentRemoteError
+            |   +-- NoPython, AgentGarbage, AgentDied, AgentRemoteError
+            +-- HostFault             the host is not what the run began with
+                +-- HostRebooted, DiskFull, NoFreeAsids, ClockJumped, KernelOops, FirmwareStateLost
 """
 
 from __future__ import annotations
@@ -84,7 +86,10 @@ class HostError(RigError):
     """Something about one host.
 
     :param host: the name of its lab file.
+    :cvar fault: what the class is called where it blocks a host.
     """
+
+    fault = "does not answer"
 
     def __init__(self, message: str, *, host: str = "?", **evidence: Any) -> None:
         super().__init__(f"{host}: {message}", host=host, **evidence)
@@ -98,13 +103,19 @@ class DeadlineExceeded(HostError):
 class LeaseError(HostError):
     """The host is used by somebody else, and was not let go in time."""
 
+    fault = "in use"
+
 
 class LeaseLost(LeaseError):
     """The host was this run's, and is no longer: nothing more can be launched."""
 
+    fault = "lease lost"
+
 
 class ConnectError(HostError):
     """No usable SSH connection."""
+
+    fault = "unreachable"
 
 
 class HostUnreachable(ConnectError):
@@ -126,9 +137,13 @@ class AuthenticationFailed(ConnectError):
 class ConnectionLost(ConnectError):
     """An established connection broke."""
 
+    fault = "connection lost"
+
 
 class AgentError(HostError):
     """The agent on the host could not do its work."""
+
+    fault = "no agent"
 
 
 class NoPython(AgentError):
@@ -152,3 +167,43 @@ class AgentRemoteError(AgentError):
     def __init__(self, message: str, *, kind: str, host: str = "?", **evidence: Any) -> None:
         super().__init__(message, host=host, kind=kind, **evidence)
         self.kind = kind
+
+
+class HostFault(HostError):
+    """The host is no longer what the run began with: nothing is judged on it any more."""
+
+
+class HostRebooted(HostFault):
+    """Its boot id is another one."""
+
+    fault = "rebooted"
+
+
+class DiskFull(HostFault):
+    """No space where the agent writes."""
+
+    fault = "disk full"
+
+
+class NoFreeAsids(HostFault):
+    """No ASID is free for a SEV-ES guest, and no run of ours holds any."""
+
+    fault = "no free SEV-ES ASIDs"
+
+
+class ClockJumped(HostFault):
+    """Its wall clock was set: times in the evidence do not compare."""
+
+    fault = "clock jump"
+
+
+class KernelOops(HostFault):
+    """Its kernel reported an error of its own."""
+
+    fault = "kernel oops"
+
+
+class FirmwareStateLost(HostFault):
+    """Its SEV firmware was reset or replaced."""
+
+    fault = "SEV firmware lost its state"

@@ -102,6 +102,14 @@ class Hosts:
             self._targets[name] = self._stack.enter_context(target)
         return self._targets[name]
 
+    def connected(self) -> list[Target]:
+        """The hosts that an agent was started on."""
+        return [target for target in self._targets.values() if target.connected]
+
+    def used(self, name: str) -> Target | None:
+        """The host called `name`, if a test has asked for it."""
+        return self._targets.get(name)
+
     def launcher(self, target: Target) -> Launcher:
         """The factory behind `launch_guest`, one per host."""
         if target.name not in self._launchers:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .blocked import Blocked, Watch
 from .errors import InventoryError, RigError, SevesError, Undecided, UsageError
 from .host.lease import Tenant
 from .hosts import Hosts
@@ -44,9 +45,13 @@ class Run:
             self._hosts = Hosts(options, places, worker, self._tenant, self._say, progress(config))
         except (InventoryError, UsageError) as error:
             raise pytest.UsageError(str(error)) from None
-        self._verdicts = Verdicts(config, options, self._hosts)
+        self.watch = Watch(options, self._hosts, worker)
+        config.pluginmanager.register(self.watch, "sev-watch")
+        self._blocked = Blocked()
+        self._verdicts = Verdicts(config, options, self._hosts, self._blocked)
         if self._worker is None:
             config.pluginmanager.register(self._verdicts, "sev-verdicts")
+            config.pluginmanager.register(self._blocked, "sev-blocked")
 
     def target(self, name: str) -> Target:
         """The host called `name`, connected on first use."""
@@ -114,8 +119,7 @@ class Run:
                 reporter.flush()
 
     def note(self, item: pytest.Item, target: Target) -> None:
-        """Note the host for every report, and expect a failure where the requirement has a known defect."""
-        item.user_properties.append(("host", target.name))
+        """Expect a failure where the requirement has a known defect."""
         marker = item.get_closest_marker("requirement")
         path = catalogue.find(item.path.parent, catalogue.KNOWN_DEFECTS)
         if marker is None or path is None:
@@ -132,10 +136,7 @@ class Run:
         launcher = getattr(item, "funcargs", {}).get("launch_guest")
         if launcher and launcher.last and not launcher.failed and _is_failure(report, error):
             launcher.failed = (item.nodeid, launcher.last)
-        if isinstance(error, Undecided):
-            report.sev_undecided = True  # type: ignore[attr-defined]  # crosses xdist with the report
-        elif isinstance(error, (RigError, UsageError)) and report.when == "call":
-            report.when = "setup"  # pytest, JUnit and xdist alike then speak of an error, not of a failure
+        self.watch.classify(item, report, error)
 
     def pytest_report_header(self) -> list[str]:
         """Which hosts, and whether something was broken on purpose."""
@@ -162,16 +163,20 @@ class Run:
         return LaunchScheduling(config, log, self.options.hosts)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the verdicts; disconnect; in the controller, stop the model hosts."""
+        found = self.watch.finish() if exitstatus != pytest.ExitCode.INTERRUPTED else {}
         if self.options.keep_failed and exitstatus == pytest.ExitCode.TESTS_FAILED:
             try:
                 self._hosts.keep_failed(self.options.keep_failed, self._say)
             except RigError as error:
                 self._say(f"the failed guest could not be kept: {error}")
         if self._worker is not None:
-            self._config.workeroutput["sev_launches"] = self._hosts.counts()  # type: ignore[attr-defined]
+            output = self._config.workeroutput  # type: ignore[attr-defined]
+            output.update(sev_launches=self._hosts.counts(), sev_blocked=found)
         else:
+            self._blocked.add(found)
+            session.exitstatus = self._blocked.exit_status(exitstatus)
             self._verdicts.write()
         self._hosts.close()
 

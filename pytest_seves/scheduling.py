@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 _VCPUS = re.compile(r"[0-9]+vcpu")
 #: In ids, the VMM's own choice of init path, which other tests do not name.
@@ -28,6 +29,30 @@ class LaunchScheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has no 
 
     def _split_scope(self, nodeid: str) -> str:
         return launch_of(nodeid, self._hosts)
+
+    # xdist 3.8 hangs once a worker has died: it queues again what that one had finished, as scopes without
+    # tests, and the test that it died of; and the last test of the only scope that it gives to the new worker
+    # waits for a next one (pytest-xdist issues 1323, 1327, 1378; fixed after 3.8 by 1324 and 1328).
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Queue what is left of a node's work, without the test that it died of, which is returned."""
+        work = self.assigned_work.pop(node)
+        left = [nodeid for scope in work.values() for nodeid, done in scope.items() if not done]
+        if not left:
+            return None
+        for name, scope in work.items():
+            if rest := {nodeid: False for nodeid in scope if nodeid in left[1:]}:
+                self.workqueue[name] = dict.fromkeys(scope, True) | rest
+        for other in self.assigned_work:
+            self._reschedule(other)
+        return str(left[0])
+
+    def schedule(self) -> None:
+        """As xdist's; a node that came later gets a second scope, as the first ones did, or its end."""
+        again = self.collection is not None
+        super().schedule()
+        for node in self.nodes if again else ():
+            self._reschedule(node)
 
 
 def launch_of(nodeid: str, hosts: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from .blocked import Blocked
 from .guest.defects import DEFECTS
 from .hosts import Hosts
 from .options import Options
@@ -31,10 +32,11 @@ class Verdicts:
     :ivar launches: what workers launched, and how many requests that served.
     """
 
-    def __init__(self, config: pytest.Config, options: Options, hosts: Hosts) -> None:
+    def __init__(self, config: pytest.Config, options: Options, hosts: Hosts, blocked: Blocked) -> None:
         self._config = config
         self._options = options
         self._hosts = hosts
+        self._blocked = blocked
         self._verdicts: dict[tuple[str, str], summary.Tally] = {}
         self._catalogues: set[Path] = set()
         self._collected: dict[str, list[str]] = {}
@@ -89,14 +91,16 @@ class Verdicts:
 
     def write(self) -> None:
         """`verdicts.json` and `summary.md` among the evidence, where there are verdicts and a place."""
-        folder = self._options.artifacts
-        if folder is None or not self._verdicts:
+        folder, blocked = self._options.artifacts, self._blocked.rows()
+        if folder is None or not (self._verdicts or blocked):
             return
         verdicts: dict[str, dict[str, Any]] = {}
         for (host, requirement), tally in sorted(self._verdicts.items()):
             counts, first = dict(tally.counts), tally.first
             entry = {"verdict": tally.verdict, "counts": counts, "first": first, "evidence": tally.evidence}
             verdicts.setdefault(host, {})[requirement] = entry
+        for host, row in blocked.items():
+            verdicts.setdefault(host, {})["blocked"] = {"verdict": "blocked", **row}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "verdicts.json").write_text(json.dumps(verdicts, indent=2) + "\n")
         (folder / "summary.md").write_text(markdown.render(self._verdicts, self._notes()))
@@ -105,6 +109,10 @@ class Verdicts:
         """What must not be taken from the verdicts."""
         model = any(entry.model for entry in self._hosts.entries.values())
         notes = ["The model is software: nothing here is a qualification of hardware."] if model else []
+        notes += [
+            f"{row['why']}, after {row['after']} of {row['of']} tests"
+            for row in self._blocked.rows().values()
+        ]
         return notes + [
             f"--sev-defect {name}: the {DEFECTS[name].culprit} was made wrong on purpose."
             for name in self._options.defects

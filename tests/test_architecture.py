@@ -27,6 +27,7 @@ PYTEST_SIDE = {
     "run",
     "hosts",
     "verdicts",
+    "blocked",
     "scheduling",
     "screen",
     "hookspecs",

@@ -55,7 +55,7 @@ def gather(args: Json) -> Json:
     """
     leaves = args.get("cpuid_leaves") or cpuid.LEAVES
     facts: Json = {"python": ".".join(map(str, sys.version_info[:3])), "time_ns": time.time_ns()}
-    facts.update(_item(_devices))
+    facts.update(item(_devices))
     items: dict[str, Callable[[], Any]] = {
         "uname": _uname,
         "user": _user,
@@ -70,11 +70,12 @@ def gather(args: Json) -> Json:
         "vmm": lambda: _vmm(args.get("vmm")),
         "firmware": lambda: _firmware(args.get("firmware")),
     }
-    facts.update((name, _item(function)) for name, function in items.items())
+    facts.update((name, item(function)) for name, function in items.items())
     return facts
 
 
-def _item(function: Callable[[], Any]) -> Any:
+def item(function: Callable[[], Any]) -> Any:
+    """What `function` returns, or why it cannot."""
     try:
         return function()
     except OSError as error:
@@ -115,13 +116,14 @@ def _group_name(gid: int) -> str:
 
 
 def _effective_capabilities() -> str | None:
-    for line in _read("/proc/self/status").splitlines():
+    for line in read("/proc/self/status").splitlines():
         if line.startswith("CapEff:"):
             return line.split()[1]
     return None
 
 
-def _read(path: str, limit: int = 65536) -> str:
+def read(path: str, limit: int = 65536) -> str:
+    """The beginning of a file, as text."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         parts = []
@@ -145,7 +147,7 @@ def _parameters() -> Json:
         values = {}
         for name in names:
             try:
-                values[name] = _read(f"/sys/module/{module}/parameters/{name}").strip()
+                values[name] = read(f"/sys/module/{module}/parameters/{name}").strip()
             except OSError:
                 continue  # another kernel, or the module is not loaded
         found[module] = values
@@ -188,16 +190,16 @@ def _misc_current(root: str) -> dict[str, int] | None:
 
 
 def _misc_numbers(path: str) -> dict[str, int]:
-    rows = (line.split() for line in _read(path).splitlines())
+    rows = (line.split() for line in read(path).splitlines())
     return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
 
 
 def _microcode() -> str | None:
     try:
-        return _read("/sys/devices/system/cpu/cpu0/microcode/version").strip()
+        return read("/sys/devices/system/cpu/cpu0/microcode/version").strip()
     except OSError:
         pass
-    for line in _read("/proc/cpuinfo", 4096).splitlines():
+    for line in read("/proc/cpuinfo", 4096).splitlines():
         if line.startswith("microcode"):
             return line.partition(":")[2].strip()
     return None
@@ -233,7 +235,7 @@ def _devices() -> Json:
 
 
 def _ioctl(descriptor: int, request: int, argument: int) -> Any:
-    return _item(lambda: fcntl.ioctl(descriptor, request, argument))
+    return item(lambda: fcntl.ioctl(descriptor, request, argument))
 
 
 def _vmsa_features(descriptor: int) -> int | None:
@@ -241,7 +243,7 @@ def _vmsa_features(descriptor: int) -> int | None:
     value = array.array("Q", [0])
     where = value.buffer_info()[0]
     attribute = struct.pack("<IIQQ", 0, kvm.KVM_X86_GRP_SEV, kvm.KVM_X86_SEV_VMSA_FEATURES, where)
-    told = _item(lambda: fcntl.ioctl(descriptor, kvm.KVM_GET_DEVICE_ATTR, attribute))
+    told = item(lambda: fcntl.ioctl(descriptor, kvm.KVM_GET_DEVICE_ATTR, attribute))
     return value[0] if isinstance(told, bytes) else None
 
 

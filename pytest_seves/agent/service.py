@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any, Callable, NoReturn
 
-from pytest_seves.agent import calls, command, facts, files, lineage, provision, usage
+from pytest_seves.agent import calls, command, facts, files, health, lineage, provision, usage
 from pytest_seves.agent import program as steps
 from pytest_seves.agent.asid_holder import AsidHolder
 from pytest_seves.agent.frames import Decoder, FrameError, encode
@@ -25,6 +25,7 @@ from pytest_seves.agent.turns import Turns
 _QUEUE_HIGH = 8 << 20
 """Above so many unsent bytes no further request is read."""
 _USAGE_S = 10.0
+_HEALTH_S = 10.0
 
 Done = Callable[[dict[str, Any]], None]
 
@@ -61,6 +62,7 @@ class Service:
         self._ops: dict[str, Callable[..., None]] = {
             "facts": self._facts,
             "exec": self._exec,
+            "health": self._health,
             "calls": self._calls,
             "file.put": self._file_put,
             "file.read": self._file_read,
@@ -227,6 +229,9 @@ class Service:
 
     def _facts(self, done: Done, fail: command.Fail, timeout_s: float = 30.0, **args: Any) -> None:
         command.call(self._loop, done, fail, function=facts.gather, args=args, timeout_s=_positive(timeout_s))
+
+    def _health(self, done: Done, fail: command.Fail, **args: Any) -> None:
+        command.call(self._loop, done, fail, function=health.look, args=args, timeout_s=_HEALTH_S)
 
     def _calls(self, done: Done, fail: command.Fail, timeout_s: float, program: list[Any]) -> None:
         limit, args = _positive(timeout_s), {"program": steps.check(program)}

@@ -89,8 +89,13 @@ class Conversation:
         self.phase = phase
 
     async def _ask(self, peer: QMPClient) -> None:
-        for question in QUESTIONS:
-            await self._execute(peer, Qmp(question))
+        """All questions at once: answers come in order, and a distant host costs one round trip."""
+        asked = (self._execute(peer, Qmp(question)) for question in QUESTIONS)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        for question, answer in zip(QUESTIONS, answers, strict=True):
+            if answer is not None:
+                self.phase = f"executing {question}"
+                raise answer
 
     async def _take(self, peer: QMPClient, steps: Sequence[Step]) -> None:
         for step in steps:

@@ -56,6 +56,7 @@ class Launcher:
         self._target = target
         self._defects = chosen_defects(defects)
         self._files: dict[str, str] = {}
+        self._files_of: object = None
         self._artifacts = artifacts
         self._worker = worker
         self._kept: dict[GuestSpec, Launch | RigError] = {}
@@ -109,7 +110,9 @@ class Launcher:
             client.call("alone.end")
 
     def put(self, name: str, content: bytes) -> str:
-        """Put a file on the host for guests to use; returns its path there. It is gone when the run ends."""
+        """Put a file on the host for guests to use; returns its path there. It goes with the agent."""
+        if self._files_of is not self._target.client:  # a new agent has a directory of its own
+            self._files, self._files_of = {}, self._target.client
         sha256 = hashlib.sha256(content).hexdigest()
         stored = f"{sha256[:12]}-{name}"  # the same name may be asked for with another content
         if stored not in self._files:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import queue
@@ -22,6 +23,7 @@ from pytest_seves.errors import (
     AgentRemoteError,
     ConnectionLost,
     DeadlineExceeded,
+    DiskFull,
     HostError,
     LeaseLost,
     NoPython,
@@ -43,6 +45,7 @@ _STDERR_KEPT = 4096
 #: Our signs of life, and how long the agent goes on without one: guests end within 10 s of a silent cut.
 _BEAT_S = 2.0
 _ALONE_S = 8.0
+_BEAT = encode({"beat": _ALONE_S})
 _GARBAGE_SHOWN = 2048
 
 
@@ -188,18 +191,17 @@ class AgentClient:
 
     def _write(self) -> None:
         """What is asked for, and a sign of life when nothing was asked for a while."""
-        beat = encode({"beat": _ALONE_S})
         with suppress(OSError):  # the reader finds out why
-            while (frame := self._next(beat)) is not None:
+            while (frame := self._next()) is not None:
                 for at in range(0, len(frame), _SLICE):
                     self._process.send(frame[at : at + _SLICE])
                     self.sent += len(frame[at : at + _SLICE])
 
-    def _next(self, beat: bytes) -> bytes | None:
+    def _next(self) -> bytes | None:
         try:
             return self._outbox.get(timeout=_BEAT_S)
         except queue.Empty:
-            return beat if self._greeted.is_set() else b""
+            return _BEAT if self._greeted.is_set() else b""
 
     def _read_stderr(self) -> None:
         while data := self._process.recv_stderr():
@@ -233,6 +235,7 @@ class AgentClient:
             pump.receive(message)
         elif "hello" in message:
             self.hello = message["hello"]
+            self._outbox.put(_BEAT)  # from the start: the line may be cut before anything else is said
             self._greeted.set()
         elif message["bootstrap"] == "send":
             data = self._program.data
@@ -283,7 +286,8 @@ class AgentClient:
                 f"{text}; the agent needs 3.9 or newer. Install one and name it as `python` in the lab file",
                 host=self.host.name,
             )
-        return AgentError(
+        full = os.strerror(errno.ENOSPC) in text
+        return (DiskFull if full else AgentError)(
             f"the agent cannot be stored on the host: {text}. It needs a private directory with some space:"
             " check the home directory, or XDG_CACHE_HOME there",
             host=self.host.name,

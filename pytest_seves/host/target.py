@@ -9,11 +9,12 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any
 
-from pytest_seves.errors import HostError, LeaseError
+from pytest_seves.errors import ConnectError, ConnectionLost, HostError, HostUnreachable, LeaseError
 from pytest_seves.progress import SILENT, Progress
 
 from .client import AgentClient, open_client
 from .facts import HostFacts, decode_facts
+from .health import Health
 from .inventory import LabHost
 from .lease import Say, Tenant, say_nothing, take
 from .readiness import Row, judge, ready
@@ -40,6 +41,7 @@ class Target:
         self.entry = entry
         self.progress = progress
         self.name = entry.name
+        self.health = Health(entry.name)
         self._tenant = tenant or Tenant.here()
         self._say = say
         self._stack = ExitStack()
@@ -51,12 +53,22 @@ class Target:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._disconnect()
+
+    def _disconnect(self) -> None:
         self.__dict__.pop("client", None)
         self._stack.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether an agent was started."""
+        return "client" in self.__dict__
 
     @cached_property
     def client(self) -> AgentClient:
         """The agent on the host, which is this run's from then on.
+
+        That it is reached is tried twice: nothing has begun there then.
 
         :raise ConnectError, AgentError: it cannot be reached or started.
         :raise LeaseError: another run does not let go of it in time; asked again, at once.
@@ -64,8 +76,7 @@ class Target:
         if self._refused:
             raise self._refused
         with ExitStack() as undo:
-            with self.progress.work(f"{self.name}: connecting"):
-                client = undo.enter_context(open_client(self.entry))
+            client = undo.enter_context(self._reach())
             try:
                 take(client, self._tenant, self._say)
             except LeaseError as error:
@@ -73,6 +84,36 @@ class Target:
                 raise
             self._stack.enter_context(undo.pop_all())
         return client
+
+    def _reach(self) -> AgentClient:
+        with self.progress.work(f"{self.name}: connecting"):
+            try:
+                return open_client(self.entry)
+            except (HostUnreachable, ConnectionLost):
+                return open_client(self.entry)
+
+    def fault(self, error: BaseException | None = None) -> HostError | None:
+        """Look at the host: the fault it has, None if it is well.
+
+        Where it does not answer, a new connection is made: only what cannot be reached anew is gone.
+
+        :param error: what made one look; None for a look without a reason.
+        """
+        if isinstance(error, ConnectError) and not self.connected:
+            return error  # tried twice already
+        try:
+            return self.health.look(self.client)
+        except HostError as silence:
+            return self._anew(error if isinstance(error, ConnectionLost) else silence)
+
+    def _anew(self, silence: HostError) -> HostError | None:
+        self._disconnect()
+        try:
+            return self.health.look(self.client)
+        except HostError as error:
+            if isinstance(silence, ConnectionLost):
+                return ConnectionLost(f"{_bare(silence)}; then {_bare(error)}", host=self.name)
+            return error
 
     @cached_property
     def facts(self) -> HostFacts:
@@ -97,3 +138,7 @@ class Target:
             rows = [row for row in self.readiness if row.state == "fail"]
             failing = "".join(f"\n  {row.name}: {row.value}. {row.advice}" for row in rows)
             raise HostError(f"not ready for SEV-ES; see --sev-check:{failing}", host=self.name)
+
+
+def _bare(error: HostError) -> str:
+    return error.message.removeprefix(f"{error.host}: ")

@@ -71,19 +71,26 @@ class Firmware:
         self._dirty_asids: set[int] = set()
         self._keys: PlatformKeys | None = None
         self._chip_id = random(CHIP_ID_SIZE)
+        self._reset = False
 
     # Platform commands
 
     def platform_status(self) -> bytes:
         """SEV_USER_DATA_STATUS, 12 bytes."""
+        idle = PlatformState.UNINIT if self._reset else PlatformState.INIT
         return SEV_USER_DATA_STATUS.encode(
             api_major=self.config.api_major,
             api_minor=self.config.api_minor,
             build=self.config.build,
-            state=PlatformState.WORKING if self.guests else PlatformState.INIT,
+            state=PlatformState.WORKING if self.guests else idle,
             flags=SEV_STATUS_FLAGS_CONFIG_ES if self.config.es else 0,
             guest_count=len(self.guests),
         )
+
+    def factory_reset(self) -> None:
+        """SHUTDOWN, as the driver does first, and FACTORY_RESET: new keys, UNINIT until the next guest."""
+        _require(not self.guests, FirmwareStatus.INVALID_PLATFORM_STATE)
+        self._keys, self._reset = None, True
 
     def pdh_cert_export(self, pdh_length: int, chain_length: int) -> tuple[bytes, bytes]:
         """The platform's Diffie-Hellman certificate and the chain above it."""
@@ -118,6 +125,7 @@ class Firmware:
             tek, tik = owner_session.unwrap(self.keys.pdh, owner_certificate, session, policy)
         else:
             tek, tik = self._random(owner_session.KEY_SIZE), self._random(owner_session.KEY_SIZE)
+        self._reset = False  # KVM_SEV_ES_INIT has the driver initialise it (sev_platform_init())
         handle = self._next_handle
         self._next_handle += 1
         key = encryption.NO_KEY if self.config.in_clear else self._random(encryption.KEY_SIZE)

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import traceback
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,7 +69,10 @@ class _Sshd:
             self.port = free_port()
             configuration = sshd.write_configuration(directory, self.port, user, command)
             self.process = subprocess.Popen(
-                sshd.argv(configuration), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+                sshd.argv(configuration),
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                preexec_fn=lambda: seccomp.die_with_parent(signal.SIGKILL),
             )
             text = self._wait_until_listening()
             if text is None:
@@ -105,6 +109,8 @@ def _run(options: argparse.Namespace, wakeup: socket.socket) -> None:
     sshd.prepare_as_root()
     if resolve(options.profile).execute:
         engine.check()
+    (directory / "boot_id").write_text(f"{uuid.uuid4()}\n")
+    (directory / "kmsg").write_text(f"5,0,0,-;Linux version {resolve(options.profile).release}\n")
     ebx = cpuid.published_encryption_ebx()
     controller = os.pidfd_open(os.getppid())
     platform = _start_platform(options.profile, directory)

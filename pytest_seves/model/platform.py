@@ -80,6 +80,7 @@ class Platform:
             "asid_usage": self._asid_usage,
             "memory_key": self._memory_key,
             "PLATFORM_STATUS": lambda *_: ({}, self.firmware.platform_status()),
+            "FACTORY_RESET": self._factory_reset,
             "PDH_CERT_EXPORT": self._pdh_cert_export,
             "GET_ID": lambda _, values, __: ({}, self.firmware.get_id(values["length"])),
             "LAUNCH_START": self._launch_start,
@@ -208,6 +209,10 @@ class Platform:
         self._record("DF_FLUSH", {}, FirmwareStatus.SUCCESS)
 
     # Firmware commands
+
+    def _factory_reset(self, *_: object) -> Result:
+        self.firmware.factory_reset()
+        return {}, b""
 
     def _pdh_cert_export(self, _: Client, values: Values, __: bytes) -> Result:
         pdh, chain = self.firmware.pdh_cert_export(values["pdh_length"], values["chain_length"])

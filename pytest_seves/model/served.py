@@ -19,7 +19,11 @@ _MODULE_DIRECTORIES = (b"/sys/module/kvm_amd/", b"/sys/module/kvm/", b"/sys/modu
 _UTS_FIELD = 65
 
 
-_INTERESTING = (b"/sys/", b"/dev/cpu/", b"/dev/kvm", b"/dev/sev")
+_BOOT_ID = b"/proc/sys/kernel/random/boot_id"
+_KMSG = b"/dev/kmsg"
+_INTERESTING = (b"/sys/", b"/dev/cpu/", b"/dev/kvm", b"/dev/sev", _BOOT_ID, _KMSG)
+#: What a host has of its own and a test may change while it runs: path on it -> file in its directory.
+OWN = {_BOOT_ID: "boot_id", _KMSG: "kmsg"}
 
 
 def may_be_modelled(path: bytes) -> bool:
@@ -31,10 +35,12 @@ class ServedFiles:
     """Contents by path, for any process of a session.
 
     :param usage: (sev, sev_es) ASIDs in use now.
+    :param directory: the host's own, with the files of :data:`OWN`.
     """
 
-    def __init__(self, profile: Profile, usage: Callable[[], tuple[int, int]]) -> None:
+    def __init__(self, profile: Profile, usage: Callable[[], tuple[int, int]], directory: str) -> None:
         self._profile = profile
+        self._directory = directory
         self._usage = usage
         self._contents = self._fixed()
 
@@ -46,6 +52,9 @@ class ServedFiles:
         content: str | None
         if path == b"/sys/fs/cgroup/misc.current":
             content = "sev {}\nsev_es {}\n".format(*self._usage())
+        elif path in OWN:
+            with open(f"{self._directory}/{OWN[path]}", encoding="utf-8") as file:
+                content = file.read()
         else:
             content = self._contents.get(path)
         if content is None:

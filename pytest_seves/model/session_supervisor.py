@@ -79,7 +79,7 @@ class Session:
 
     @cached_property
     def _served(self) -> ServedFiles:
-        return ServedFiles(self._profile, self._usage)
+        return ServedFiles(self._profile, self._usage, self._directory)
 
     def run(self, signals: int) -> int:
         """Serve until the child has ended or the session is dropped; the child's wait status.

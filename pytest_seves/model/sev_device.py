@@ -43,7 +43,9 @@ class SevDevice:
                 return -errno.EINVAL
             if not self._writable:
                 return -errno.EPERM
-            status = int(FirmwareStatus.UNSUPPORTED)  # platform ownership is not modelled
+            status = int(FirmwareStatus.UNSUPPORTED)  # other platform ownership is not modelled
+        elif fields["cmd"] == SevIssue.SEV_FACTORY_RESET and not self._writable:
+            return -errno.EPERM
         else:
             status = run(self, fields["data"])
         memory.write(call.argument + _ERROR_OFFSET, struct.pack("<I", status))
@@ -53,6 +55,9 @@ class SevDevice:
         answer, data = self._supervisor.platform.request("PLATFORM_STATUS")
         self._supervisor.memory.write(address, data)
         return int(answer["status"])
+
+    def _factory_reset(self, _: int) -> int:
+        return int(self._supervisor.platform.request("FACTORY_RESET")[0]["status"])
 
     def _pdh_cert_export(self, address: int) -> int:
         memory = self._supervisor.memory
@@ -82,6 +87,7 @@ class SevDevice:
         return int(answer["status"])
 
     _COMMANDS: ClassVar[Mapping[int, Callable[[SevDevice, int], int]]] = {
+        SevIssue.SEV_FACTORY_RESET: _factory_reset,
         SevIssue.SEV_PLATFORM_STATUS: _platform_status,
         SevIssue.SEV_PDH_CERT_EXPORT: _pdh_cert_export,
         SevIssue.SEV_GET_ID: _get_id,

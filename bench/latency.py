@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What distance costs: the same tests on a model host behind a TCP proxy, at several round-trip times.
+
+Takes the wall time of a small fixed selection of the suites at each, and of launches in a row over one
+connection. What a launch takes longer at a distance, divided by the round-trip time, is how many round trips
+it waits for. Least times are taken: other work of the machine only adds. Prints one JSON object.
+
+Usage: python bench/latency.py [--rtt-ms 0 20 100] [--launches N] [--rounds N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT))
+
+from pytest_seves.guest.launcher import Launcher  # noqa: E402
+from pytest_seves.guest.spec import GuestSpec  # noqa: E402
+from pytest_seves.host.target import Target  # noqa: E402
+from pytest_seves.hosts import entry_of  # noqa: E402
+from pytest_seves.model.host import ModelHost  # noqa: E402
+from tests.faults.proxy import Proxy  # noqa: E402
+
+#: Round trips that a launch may wait for, and how much longer the suite may take at 100 ms.
+TRIPS, SLOWER = 5, 1.3
+SELECTION = ("suites/init", "--sev-vcpus", "1,8", "--sev-policy", "0x5")
+
+
+def suite_s(lab: Path, model: ModelHost, port: int, selection: list[str]) -> float:
+    """Wall time of one run of pytest.
+
+    :raise SystemExit: something did not pass.
+    """
+    text = (
+        f'[host]\naddress = "127.0.0.1"\nport = {port}\nuser = "{model.user}"\n'
+        f'identity = "{model.identity}"\nhost_key = "{model.host_key}"\n'
+        f'[firmware]\npath = "{model.firmware}"\n'
+    )
+    (lab / "far.toml").write_text(text)
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *selection]
+    began = time.monotonic()
+    run = subprocess.run(
+        [*argv, "--sev-host", "far", f"--sev-lab={lab}"], cwd=PROJECT, capture_output=True, check=False
+    )
+    if run.returncode:
+        sys.exit(f"{argv} ended with {run.returncode}:\n{run.stdout.decode()}")
+    return time.monotonic() - began
+
+
+def launches(model: ModelHost, port: int, count: int) -> tuple[float, Counter[str]]:
+    """Least seconds of a launch over a connection that stands, and requests by operation of one launch."""
+    asked: Counter[str] = Counter()
+    with Target(replace(entry_of(model, "far"), port=port)) as target:
+        launcher = Launcher(target)
+        launcher.launch(GuestSpec())
+        call = target.client.call
+
+        def counted(op: str, *args: Any, **options: Any) -> dict[str, Any]:
+            asked[op] += 1
+            return call(op, *args, **options)
+
+        target.client.call = counted  # type: ignore[method-assign]
+        took = []
+        for _ in range(count):
+            began = time.monotonic()
+            launcher.launch(GuestSpec())
+            took.append(time.monotonic() - began)
+    return min(took), Counter({op: round(number / count) for op, number in asked.items()})
+
+
+def main() -> int:
+    """Run the benchmark; 1 when distance costs more than it may."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rtt-ms", type=int, nargs="+", default=[0, 20, 100])
+    parser.add_argument("--launches", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("selection", nargs="*", default=SELECTION)
+    arguments = parser.parse_args()
+    suites: dict[int, float] = {}
+    launch: dict[int, float] = {}
+    requests: Counter[str] = Counter()
+    with ModelHost.start() as model, tempfile.TemporaryDirectory(prefix="seves-bench-") as lab:
+        for rtt_ms in arguments.rtt_ms:
+            with Proxy(model.port, delay_s=rtt_ms / 2000) as proxy:
+                rounds = [
+                    suite_s(Path(lab), model, proxy.port, list(arguments.selection))
+                    for _ in range(arguments.rounds)
+                ]
+                suites[rtt_ms] = min(rounds)
+                launch[rtt_ms], requests = launches(model, proxy.port, arguments.launches)
+    near, far = min(suites), max(suites)
+    trips = (launch[far] - launch[near]) / ((far - near) / 1000)
+    ratio = suites[far] / suites[near]
+    result = {
+        "benchmark": "latency",
+        "selection": " ".join(arguments.selection),
+        "suite_s": {str(rtt): round(seconds, 2) for rtt, seconds in suites.items()},
+        "ratio": round(ratio, 2),
+        "limit_ratio": SLOWER,
+        "launch_s": {str(rtt): round(seconds, 3) for rtt, seconds in launch.items()},
+        "round_trips_per_launch": round(trips, 1),
+        "limit_round_trips": TRIPS,
+        "requests_per_launch": dict(requests),
+        "cpus": os.cpu_count(),
+    }
+    print(json.dumps(result, indent=2))
+    return 0 if ratio <= SLOWER and trips <= TRIPS else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
