@@ -65,9 +65,9 @@ def test_a_blocked_night(clone: Path) -> None:
     clone.joinpath("mine").mkdir()
     clone.joinpath("mine/model.toml").write_text(BROKEN)
     result = nightly(clone, "model", "--", "--sev-lab=mine")
-    assert result.returncode == 3, result.stdout + result.stderr
+    assert result.returncode == 69, result.stdout + result.stderr
     assert "qemu-system-none" in result.stdout
-    assert "blocked: a host is not ready" in result.stderr
+    assert "blocked: this machine or a host is not ready" in result.stderr
     assert not old.exists()
 
 

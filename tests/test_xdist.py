@@ -44,11 +44,18 @@ def test_scopes(nodeid: str, scope: str) -> None:
 class Session:
     """What one run of the suites said and left."""
 
-    def __init__(self, project: Path, folder: Path, hosts: Sequence[str], options: Sequence[str]) -> None:
+    def __init__(
+        self,
+        project: Path,
+        folder: Path,
+        hosts: Sequence[str],
+        options: Sequence[str],
+        profile: str = "linux-6.1",
+    ) -> None:
         lab = folder / "lab"
         lab.mkdir(exist_ok=True)
         for host in hosts:
-            (lab / f"{host}.toml").write_text('[host]\nmodel = "linux-6.1"\n')
+            (lab / f"{host}.toml").write_text(f'[host]\nmodel = "{profile}"\n')
         self.artifacts = folder / "artifacts"
         given = [f"--sev-lab={lab}", f"--sev-artifacts={self.artifacts}", "-p", "no:cacheprovider"]
         named = [word for host in hosts for word in ("--sev-host", host)]
@@ -129,4 +136,11 @@ def test_however_it_ends_nothing_is_left(project: Path, tmp_path: Path, options:
     """No guest, agent or model host outlives a run."""
     run = Session(project, tmp_path, ["model"], options)
     assert run.status == (2 if "--maxfail=1" in options else 0), run.output
+    assert run.left == []
+
+
+def test_workers_wait_for_an_asid(project: Path, tmp_path: Path) -> None:
+    """On a host with one ASID four workers launch one SEV-ES guest at a time, and none is refused."""
+    run = Session(project, tmp_path, ["model"], ["-n", "4", "--dist", "load"], "linux-6.1:es_asids=1")
+    assert run.status == 0, run.output
     assert run.left == []

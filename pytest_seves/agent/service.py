@@ -20,6 +20,7 @@ from pytest_seves.agent.frames import Decoder, FrameError, encode
 from pytest_seves.agent.launch import Launch
 from pytest_seves.agent.lease import EXIT_STATUS, Lease, LeaseLost
 from pytest_seves.agent.loop import Loop, Timer
+from pytest_seves.agent.places import Places
 from pytest_seves.agent.turns import Turns
 
 _QUEUE_HIGH = 8 << 20
@@ -56,6 +57,7 @@ class Service:
         self._temp: files.TempDir | None = None
         self._lease = Lease(self._loop)
         self._turns = Turns(self._loop)
+        self._places = Places(self._loop)
         self._holder: AsidHolder | None = None
         self._heard = 0.0
         self._silence: Timer | None = None
@@ -262,19 +264,40 @@ class Service:
     def _file_read(self, done: Done, fail: command.Fail, **args: Any) -> None:
         done(files.read(**args))
 
-    def _launch(self, done: Done, fail: command.Fail, timeout_s: float, **args: Any) -> None:
+    def _launch(
+        self,
+        done: Done,
+        fail: command.Fail,
+        timeout_s: float,
+        side_by_side: int | None = None,
+        memory_mib: int = 0,
+        **args: Any,
+    ) -> None:
+        limit = _positive(timeout_s)
+
+        def end() -> None:
+            self._places.give_back()
+            self._turns.give_back()
+
         def start() -> None:
             self._lease.check()
             number = next(self._numbers)
-            given = {**args, "timeout_s": _positive(timeout_s), "on_end": self._turns.give_back}
+            given = {**args, "timeout_s": limit, "on_end": end}
             self._launches[number] = launch = Launch(number, self._loop, self._send, **given)
             done({"launch": number, "pid": launch.pid})
 
-        def granted() -> None:
+        def placed() -> None:
             if not self._guard(fail, start):
-                self._turns.give_back()
+                end()
 
-        self._turns.share(granted, fail, _positive(timeout_s))
+        def refused(kind: str, text: str, evidence: dict[str, Any]) -> None:
+            self._turns.give_back()
+            fail(kind, text, evidence)
+
+        def granted() -> None:
+            self._places.take(side_by_side, memory_mib, placed, refused, limit)
+
+        self._turns.share(granted, fail, limit)
 
     def _wait(self, done: Done, fail: command.Fail, launch: int, timeout_s: float, **args: Any) -> None:
         self._get(launch).wait(done, timeout_s=_positive(timeout_s), **args)

@@ -19,7 +19,7 @@ from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClien
 
 from . import qemu
 from .gdbstub import GdbStub, StubError
-from .spec import GuestSpec
+from .spec import NEVER, GuestSpec
 from .steps import Await, Console, Dump, Gdb, Qmp, Repeat, Step, hmp
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Conversation:
     async def _finish(self, peer: QMPClient, ends: str, *, asked_again: bool) -> None:
         if asked_again:
             await self._execute(peer, Qmp("query-status"))
-        if ends == "never":
+        if ends == NEVER:
             return
         if ends == "quit":
             await self._execute(peer, Qmp("quit"))

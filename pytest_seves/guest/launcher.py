@@ -24,7 +24,7 @@ from .defects import chosen_defects
 from .faults import fault_rules
 from .kept import Kept
 from .observe import begin, observe
-from .spec import GuestSpec, policy_name
+from .spec import NEVER, GuestSpec, policy_name
 
 if TYPE_CHECKING:
     from pytest_seves.host.target import Target
@@ -148,9 +148,9 @@ class Launcher:
             )
         argv, limit = self._argv(spec), _LAUNCH_S + _LAUNCH_VCPU_S * spec.vcpus
         self.launched += 1
-        rules, what = self._rules(spec), f"{target.name}: launching a {spec.vcpus}-vCPU guest"
+        given, what = self._circumstances(spec), f"{target.name}: launching a {spec.vcpus}-vCPU guest"
         with target.progress.work(what):
-            launch = observe(target.client, argv, host=target.name, spec=spec, timeout_s=limit, **rules)
+            launch = observe(target.client, argv, host=target.name, spec=spec, timeout_s=limit, **given)
         if self._artifacts:
             launch = replace(launch, folder=str(self._archive(launch, spec)))
         return launch
@@ -160,9 +160,11 @@ class Launcher:
         client, limit = self._target.client, 60 * minutes
         sockets = self.put("kept", b"") + f"-{self.launched}"
         extra = (*spec.extra, *qemu.attachable(f"{sockets}.qmp", f"{sockets}.hmp"))
-        kept = replace(spec, extra=extra, ends="never")
+        kept = replace(spec, extra=extra, ends=NEVER)
         self.launched += 1
-        with begin(client, self._argv(kept), spec=kept, timeout_s=limit, **self._rules(spec)) as begun:
+        with begin(
+            client, self._argv(kept), spec=kept, timeout_s=limit, **self._circumstances(spec)
+        ) as begun:
             where = (f"{sockets}.qmp", f"{sockets}.hmp")
             return Kept(self._target.entry, begun.number, *where, begun.deadline, begun.phase)
 
@@ -182,10 +184,23 @@ class Launcher:
             properties=self._properties,
         )
 
-    def _rules(self, spec: GuestSpec) -> dict[str, Any]:
+    def _circumstances(self, spec: GuestSpec) -> dict[str, Any]:
         rules = (rule for defect in self._defects for rule in defect.rules)
         said = (rule for defect in self._defects for rule in defect.qmp_rules)
-        return {"rules": (*fault_rules(spec.faults), *rules), "qmp_rules": tuple(said)}
+        return {
+            "rules": (*fault_rules(spec.faults), *rules),
+            "qmp_rules": tuple(said),
+            "side_by_side": self._side_by_side(spec),
+        }
+
+    def _side_by_side(self, spec: GuestSpec) -> int | None:
+        """As many guests as the lab file allows, and SEV-ES guests as ASIDs were free when the run began.
+
+        The limit on locked memory is one of each VM, and --sev-check looks at it.
+        """
+        free = self._target.facts.free_es_asids if spec.es else None
+        limits = [limit for limit in (self._target.entry.max_guests, free) if limit]
+        return min(limits, default=None)
 
     def _heeded(self, spec: GuestSpec) -> GuestSpec:
         """What the VMM makes of it: with some defects it does not heed all that it is told."""

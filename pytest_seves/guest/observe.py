@@ -76,12 +76,14 @@ def begin(
     spec: GuestSpec = _DEFAULT,
     timeout_s: float,
     mode: str = "auto",
+    side_by_side: int | None = None,
 ) -> Iterator[Conversation]:
     """Launch it and have the conversation that `spec` wants, which has ended when this is entered.
 
     :param rules: sabotage rules for the recorder, faults and defects alike.
     :param qmp_rules: sabotage of the QMP conversation (:mod:`pytest_seves.agent.qmp_sabotage`).
     :param mode: how to record, ``auto``, ``trace`` or ``stop``.
+    :param side_by_side: how many guests may run on the host at a time; None: any number.
     """
     steps = (*spec.paused_steps, *spec.steps)
     repeated = sum(step.times * len(step.steps) for step in steps if isinstance(step, Repeat))
@@ -92,10 +94,12 @@ def begin(
         "gdb": spec.debugged,
         "unwatched": qemu.UNWATCHED_THREADS,
         "mode": mode,
+        "side_by_side": side_by_side,
+        "memory_mib": spec.memory_mib,
         "timeout_s": timeout_s,
         "limit": _KEPT + _KEPT_EACH * repeated,
     }
-    number = client.call("launch", request, timeout_s=2 * timeout_s)["launch"]
+    number = client.call("launch", request, timeout_s=3 * timeout_s)["launch"]
     deadline = time.monotonic() + timeout_s
     with client.stream(f"{number}.qmp") as qmp:
         conversation = Conversation(client, number, deadline)

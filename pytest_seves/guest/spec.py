@@ -14,8 +14,10 @@ from .steps import Gdb, Step
 #: Ways to initialise a SEV-ES guest; None leaves the choice to the VMM.
 INIT_PATHS = ("ES_INIT", "INIT2")
 MAX_VCPUS = 4096
-#: Ways to end a guest that has been observed; `never` leaves it to its deadline.
-ENDS = ("quit", "SIGTERM", "SIGKILL", "never")
+#: Ways to end a guest that has been observed.
+ENDS = ("quit", "SIGTERM", "SIGKILL")
+#: It is left to its deadline, for a person to look at.
+NEVER = "never"
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class GuestSpec:
             raise UsageError(f"firmware_via: wanted 'bios' or 'pflash', got {self.firmware_via!r}")
         if self.paused_steps and not self.paused:
             raise UsageError("paused_steps: wanted paused=True with them")
-        if self.ends not in ENDS:
+        if self.ends not in (*ENDS, NEVER):
             raise UsageError(f"ends: wanted one of {ENDS}, got {self.ends!r}")
 
     @property

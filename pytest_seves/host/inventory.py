@@ -96,6 +96,7 @@ class LabHost:
     keepalive_s: int = 15
     shared: bool = False
     lease_wait_s: float = 600.0
+    max_guests: int | None = None
     vmm: Vmm = Vmm()
     firmware: Firmware = Firmware()
     expect: Expect = Expect()
@@ -124,6 +125,7 @@ _SECTIONS: dict[str, dict[str, Callable[[object], Any] | None]] = {
         "keepalive_s": values.integer(1, 3600),
         "shared": values.boolean,
         "lease_wait_s": values.wait,
+        "max_guests": values.integer(1, 4096),
         "model": values.word,
     },
     "host.jump": {
