@@ -16,6 +16,7 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from pytest_seves.host.target import Target
+from pytest_seves.hosts import entry_of
 from pytest_seves.model.host import ModelHost
 from pytest_seves.progress import SILENT, Progress
 
@@ -132,11 +133,19 @@ class SlowLine:
             sink.shutdown(socket.SHUT_WR)
 
 
+@pytest.fixture(scope="module")
+def own_model() -> Iterator[ModelHost]:
+    """A model host that no other test has the lease of."""
+    with ModelHost.start() as host:
+        yield host
+
+
 @pytest.fixture
 def slow_lab(
-    pytester: pytest.Pytester, model: ModelHost, request: pytest.FixtureRequest
+    pytester: pytest.Pytester, own_model: ModelHost, request: pytest.FixtureRequest
 ) -> Iterator[pytest.Pytester]:
     """A lab with a host behind a slow line (1 MB/s, or its parameter), and a test that uploads 4 MiB."""
+    model = own_model
     line = SlowLine(model.port, bytes_per_s=getattr(request, "param", 1_000_000))
     pytester.mkdir("lab").joinpath("far.toml").write_text(
         f'[host]\naddress = "127.0.0.1"\nport = {line.port}\nuser = "{model.user}"\n'
@@ -204,9 +213,10 @@ def test_a_slow_upload_on_a_terminal(slow_lab: pytest.Pytester, more: list[str])
 
 
 @pytest.mark.parametrize("slow_lab", [500], indirect=True)
-def test_a_slow_connection_of_a_check(slow_lab: pytest.Pytester, target: Target) -> None:
+def test_a_slow_connection_of_a_check(slow_lab: pytest.Pytester, own_model: ModelHost) -> None:
     """`--sev-check` says on stderr that it is still connecting; stdout has the table alone."""
-    assert target.client.hello  # so that the host has the agent already
+    with Target(entry_of(own_model)) as target:
+        assert target.client.hello  # so that the host has the agent already
     result = slow_lab.runpytest_subprocess("--sev-host", "far", "--sev-check")
     assert result.ret == 0
     result.stderr.re_match_lines([r"far: connecting: \d+ s", r"far: connecting: done after \d+ s"])
