@@ -109,6 +109,13 @@ def _until(condition: Callable[[], object]) -> None:
 
 
 @pytest.fixture(scope="module")
+def model() -> Iterator[ModelHost]:
+    """A model host that no other test has the lease of."""
+    with ModelHost.start() as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
 def coordinator(tmp_path_factory: pytest.TempPathFactory, model: ModelHost) -> Iterator[Coordinator]:
     """A labgrid of our own."""
     with ExitStack() as stack:
