@@ -144,3 +144,10 @@ def test_workers_wait_for_an_asid(project: Path, tmp_path: Path) -> None:
     run = Session(project, tmp_path, ["model"], ["-n", "4", "--dist", "load"], "linux-6.1:es_asids=1")
     assert run.status == 0, run.output
     assert run.left == []
+
+
+def test_a_known_defect_is_known_on_each_of_several_hosts(project: Path, tmp_path: Path) -> None:
+    """The host's name in a test's id does not hide which test it is."""
+    run = Session(project, tmp_path, ["east", "west"], ["-n", "2", "-k", "refused_cleanly"])
+    assert run.status == 0, run.output
+    assert [run.verdicts[host]["INIT-5"]["verdict"] for host in ("east", "west")] == ["known defect"] * 2
