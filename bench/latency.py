@@ -25,12 +25,12 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from pytest_seves.guest.launcher import Launcher  # noqa: E402
-from pytest_seves.guest.spec import GuestSpec  # noqa: E402
-from pytest_seves.host.target import Target  # noqa: E402
-from pytest_seves.hosts import entry_of  # noqa: E402
-from pytest_seves.model.host import ModelHost  # noqa: E402
-from tests.faults.proxy import Proxy  # noqa: E402
+from pytest_seves.guest.launcher import Launcher
+from pytest_seves.guest.spec import GuestSpec
+from pytest_seves.host.target import Target
+from pytest_seves.hosts import entry_of
+from pytest_seves.model.host import ModelHost
+from tests.faults.proxy import Proxy
 
 #: Round trips that a launch may wait for, and how much longer the suite may take at 100 ms.
 TRIPS, SLOWER = 5, 1.3

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .blocked import Blocked, Watch
-from .errors import InventoryError, RigError, SevesError, Undecided, UsageError
+from .errors import InventoryError, RigError, SevesError, UsageError
 from .host.lease import Tenant
 from .hosts import Hosts
 from .options import Options
@@ -135,10 +135,11 @@ class Run:
 
     def classify(self, item: pytest.Item, report: pytest.TestReport, error: BaseException) -> None:
         """A broken rig, or a wrong call in a test, is an error and no failure; undecided is neither."""
-        launcher = getattr(item, "funcargs", {}).get("launch_guest")
-        if launcher and launcher.last and not launcher.failed and _is_failure(report, error):
-            launcher.failed = (item.nodeid, launcher.last)
         self.watch.classify(item, report, error)
+        failed = report.failed and report.when == "call" and not hasattr(report, "sev_undecided")
+        launcher = getattr(item, "funcargs", {}).get("launch_guest")
+        if failed and launcher and launcher.last and not launcher.failed:
+            launcher.failed = (item.nodeid, launcher.last)
 
     def pytest_report_header(self) -> list[str]:
         """Which hosts, and whether something was broken on purpose."""
@@ -185,9 +186,3 @@ class Run:
     def pytest_unconfigure(self) -> None:
         """Whatever happened before, leave nothing behind."""
         self._hosts.close()
-
-
-def _is_failure(report: pytest.TestReport, error: BaseException) -> bool:
-    return (
-        report.failed and report.when == "call" and not isinstance(error, (RigError, UsageError, Undecided))
-    )

@@ -289,6 +289,18 @@ def issue(descriptor: int, command: int, size: int) -> Json:
 # Files
 
 
+def platform_status() -> Json:
+    """SEV_PLATFORM_STATUS, as :func:`issue` answers.
+
+    :raises OSError: /dev/sev cannot be opened.
+    """
+    descriptor = os.open("/dev/sev", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return issue(descriptor, sev.SevIssue.SEV_PLATFORM_STATUS, sev.SEV_USER_DATA_STATUS.size)
+    finally:
+        os.close(descriptor)
+
+
 def _vmm(program: str | None) -> Json:
     if not program:
         return {"path": None, "error": "no VMM named"}

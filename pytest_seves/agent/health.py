@@ -12,7 +12,6 @@ import time
 from typing import Any, Dict, List, Optional
 
 from pytest_seves.agent import facts
-from pytest_seves.spec import sev
 
 Json = Dict[str, Any]
 
@@ -42,7 +41,7 @@ def look(args: Json) -> Json:
         "monotonic_ns": time.monotonic_ns(),
         "space": {path: facts.item(functools.partial(_space, path)) for path in _directories()},
         "misc": facts.item(facts.misc),
-        "platform_status": facts.item(_platform),
+        "platform_status": facts.item(facts.platform_status),
         "log": facts.item(lambda: _log(args.get("since"))),
     }
 
@@ -57,14 +56,6 @@ def _directories() -> List[str]:
 def _space(path: str) -> Json:
     info = os.statvfs(path)
     return {"free": info.f_bavail * info.f_frsize, "files": info.f_favail if info.f_files else None}
-
-
-def _platform() -> Json:
-    descriptor = os.open("/dev/sev", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        return facts.issue(descriptor, sev.SevIssue.SEV_PLATFORM_STATUS, sev.SEV_USER_DATA_STATUS.size)
-    finally:
-        os.close(descriptor)
 
 
 def _log(since: Optional[int]) -> Json:

@@ -76,6 +76,22 @@ class Loop:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), timer))
         return timer
 
+    def poll(
+        self, attempt: Callable[[], bool], late: Callback, timeout_s: float, every_s: float = 0.01
+    ) -> None:
+        """Call `attempt` now, and again and again until it returns True; `late` when it never did in time."""
+        deadline = time.monotonic() + timeout_s
+
+        def again() -> None:
+            if attempt():
+                return
+            if time.monotonic() < deadline:
+                self.after(every_s, again)
+            else:
+                late()
+
+        again()
+
     def on_exit(self, pid: int, callback: OnExit) -> None:
         """Call back with the wait status when the child `pid` has ended."""
         self._children[pid] = callback

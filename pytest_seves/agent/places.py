@@ -9,13 +9,11 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-import time
 from typing import Any, Callable, Dict, List, Optional
 
 from pytest_seves.agent.locks import open_lock, try_lock
 from pytest_seves.agent.loop import Loop
 
-_AGAIN_S = 0.01
 _NAME = "pytest-seves.place-{}.lock"
 _MEMINFO = "/proc/meminfo"
 
@@ -43,21 +41,21 @@ class Places:
 
         :param most: None: any number.
         """
-        deadline = time.monotonic() + timeout_s
 
-        def attempt() -> None:
+        def attempt() -> bool:
             place = self._free(most) if memory_mib <= _available_mib() else None
-            if place is not None:
-                self._held.append(place)
-                granted()
-            elif time.monotonic() < deadline:
-                self._loop.after(_AGAIN_S, attempt)
-            else:
-                text = f"no place for one more guest within {timeout_s:g} s: {most} may run side by side, and"
-                text += f" {_available_mib()} MiB of memory are available; wanted {memory_mib}"
-                fail("Busy", text, {"side_by_side": most, "memory_mib": memory_mib})
+            if place is None:
+                return False
+            self._held.append(place)
+            granted()
+            return True
 
-        attempt()
+        def late() -> None:
+            text = f"no place for one more guest within {timeout_s:g} s: {most} may run side by side, and"
+            text += f" {_available_mib()} MiB of memory are available; wanted {memory_mib}"
+            fail("Busy", text, {"side_by_side": most, "memory_mib": memory_mib})
+
+        self._loop.poll(attempt, late, timeout_s)
 
     def give_back(self) -> None:
         """One guest less."""

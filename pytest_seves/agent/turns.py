@@ -12,13 +12,11 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-import time
 from typing import Any, Callable
 
 from pytest_seves.agent.locks import open_lock, try_lock
 from pytest_seves.agent.loop import Loop
 
-_AGAIN_S = 0.01
 _NAME = "pytest-seves.{}.lock"
 
 Granted = Callable[[], None]
@@ -83,26 +81,26 @@ class Turns:
 
     def _take(self, how: int, granted: Granted, fail: Fail, timeout_s: float) -> None:
         gate, use = open_lock(self._path("gate")), open_lock(self._path("use"))
-        deadline = time.monotonic() + timeout_s
         through = False
 
-        def attempt() -> None:
+        def attempt() -> bool:
             nonlocal through
             through = through or try_lock(gate, fcntl.LOCK_EX)
-            if through and try_lock(use, how):
-                os.close(gate)
-                self._use = use
-                granted()
-            elif time.monotonic() < deadline:
-                self._loop.after(_AGAIN_S, attempt)
-            else:
-                os.close(gate)
-                os.close(use)
-                lock = self._path("use")
-                text = f"other runs launch guests on this host: {lock} was not free for {timeout_s:g} s"
-                fail("Busy", text, {"lock": lock, "timeout_s": timeout_s})
+            if not through or not try_lock(use, how):
+                return False
+            os.close(gate)
+            self._use = use
+            granted()
+            return True
 
-        attempt()
+        def late() -> None:
+            os.close(gate)
+            os.close(use)
+            lock = self._path("use")
+            text = f"other runs launch guests on this host: {lock} was not free for {timeout_s:g} s"
+            fail("Busy", text, {"lock": lock, "timeout_s": timeout_s})
+
+        self._loop.poll(attempt, late, timeout_s)
 
     def _path(self, name: str) -> str:
         return os.path.join(self._directory, _NAME.format(name))

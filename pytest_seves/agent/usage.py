@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
@@ -35,12 +34,9 @@ def _read() -> dict[str, Any]:
 
 def _guests() -> int | None:
     try:
-        descriptor = os.open("/dev/sev", os.O_RDWR | os.O_CLOEXEC)
+        answer = facts.platform_status()
     except OSError:
         return None
-    layout = sev.SEV_USER_DATA_STATUS
-    try:
-        answer = facts.issue(descriptor, sev.SevIssue.SEV_PLATFORM_STATUS, layout.size)
-    finally:
-        os.close(descriptor)
-    return int(layout.decode(bytes.fromhex(answer["hex"]))["guest_count"]) if "hex" in answer else None
+    if "hex" not in answer:
+        return None
+    return int(sev.SEV_USER_DATA_STATUS.decode(bytes.fromhex(answer["hex"]))["guest_count"])
