@@ -61,6 +61,8 @@ class Conversation:
             if spec.paused:
                 await self._ask(peer)
                 await self._take(peer, spec.paused_steps)
+                if peer.runstate is not Runstate.RUNNING:
+                    return  # it ended, or was killed at its deadline, while `phase` was under way
                 await self._execute(peer, Qmp("cont"))
             self.phase = "waiting for every vCPU to run"
             if await asyncio.to_thread(self._running, _CONTINUED_S if spec.paused else None):
