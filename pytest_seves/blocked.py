@@ -122,7 +122,7 @@ class Watch:
                 "time": time.time(),
                 "when": when,
                 "worker": self._worker,
-                "fault": str(fault or ""),
+                "fault": self._hosts.without_keys(str(fault or "")),
                 "note": note,
             }
             folder = self._options.artifacts / target.name

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from .guest.archive import Record
     from .guest.direct import Kvm as Kvm
     from .guest.launcher import Launcher as Launcher  # for annotations in tests
     from .host.target import Target as Target
@@ -40,7 +41,14 @@ def launch_guest(sev_host: Target, request: pytest.FixtureRequest) -> Launcher:
     run.note(request.node, sev_host)
     launcher = run.launcher(sev_host)
     launcher.last = None
-    launcher.on_evidence = lambda folder: request.node.user_properties.append(("evidence", folder))
+    judged = run.evidence(request.node)
+
+    def tell(folder: str, record: Record) -> None:
+        judged.append(record)
+        if folder:
+            request.node.user_properties.append(("evidence", folder))
+
+    launcher.on_evidence = tell
     return launcher
 
 
@@ -57,5 +65,5 @@ def kvm(sev_host: Target, request: pytest.FixtureRequest) -> Kvm:
     run = request.config.stash[RUN]
     run.note(request.node, sev_host)
     sev_host.require_ready()
-    folder = run.options.artifacts / sev_host.name / "calls" if run.options.artifacts else None
-    return Kvm(sev_host, request.node.name, folder)
+    judged = run.evidence(request.node)
+    return Kvm(sev_host, request.node.name, run.archive(sev_host), judged.append)

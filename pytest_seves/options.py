@@ -13,6 +13,7 @@ import pytest
 
 VCPUS = "1,2,3,8,16,64"
 ES_POLICIES = "0x4,0x5,0x6,0x7"
+_DIRECTORIES = ("--sev-lab", "--sev-artifacts", "--sev-replay")
 _KEEP_MIN = 30.0
 _KEEP_MOST_MIN = 24 * 60.0
 
@@ -130,12 +131,27 @@ def refuse_directories_as_words(config: pytest.Config) -> None:
     words = [str(word) for word in config.invocation_params.args]
     here = config.invocation_params.dir
     for option, word in pairwise(words):
-        named = option in ("--sev-lab", "--sev-artifacts") and (here / word).exists()
+        named = option in _DIRECTORIES and (here / word).exists()
         if named and not (here / word).resolve().is_relative_to(here):
             raise pytest.UsageError(
                 f"{option} {word}: write {option}={word}. As two words, pytest takes an existing directory "
                 "elsewhere for a path of tests, and its root directory from it"
             )
+
+
+def join_words(config: pytest.Config) -> None:
+    """Write ``--sev-artifacts DIR`` as one word for xdist's workers, which parse the arguments again.
+
+    The directory may be there by then, and a worker would take it for a path of tests.
+    """
+    given = config.invocation_params
+    words: list[str] = []
+    for word in map(str, given.args):
+        if words and words[-1] in _DIRECTORIES:
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    config.invocation_params = config.InvocationParams(args=words, plugins=given.plugins, dir=given.dir)
 
 
 def _minutes(text: str) -> float:

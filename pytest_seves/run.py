@@ -15,14 +15,19 @@ from .blocked import Blocked, Watch
 from .errors import InventoryError, RigError, SevesError, UsageError
 from .host.lease import Tenant
 from .hosts import Hosts
+from .ledger import Ledger, note
 from .options import Options
 from .report import catalogue
 from .screen import progress
 from .verdicts import Verdicts
 
 if TYPE_CHECKING:
+    from .guest.archive import Archive
     from .guest.launcher import Launcher
     from .host.target import Target
+
+
+_EVIDENCE: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 
 class Run:
@@ -49,7 +54,11 @@ class Run:
         config.pluginmanager.register(self.watch, "sev-watch")
         self._blocked = Blocked()
         self._verdicts = Verdicts(config, options, self._hosts, self._blocked)
+        self._ledger: Ledger | None = None
         if self._worker is None:
+            if options.artifacts and not (options.check or options.provision):
+                self._ledger = Ledger(config, options, self._hosts, options.artifacts, self._tenant.run)
+                config.pluginmanager.register(self._ledger, "sev-ledger")
             config.pluginmanager.register(self._verdicts, "sev-verdicts")
             config.pluginmanager.register(self._blocked, "sev-blocked")
 
@@ -60,6 +69,10 @@ class Run:
     def launcher(self, target: Target) -> Launcher:
         """The factory behind `launch_guest`, one per host."""
         return self._hosts.launcher(target)
+
+    def archive(self, target: Target) -> Archive | None:
+        """Where evidence of a host is written down, if it is."""
+        return self._hosts.archive(target)
 
     def check(self) -> int:
         """Print the readiness of every host; 0 when all are ready."""
@@ -133,6 +146,15 @@ class Run:
                 reason = f"known defect: {known.what} ({known.reference})"
                 item.add_marker(pytest.mark.xfail(raises=AssertionError, strict=True, reason=reason))
 
+    def evidence(self, item: pytest.Item) -> list[dict[str, Any]]:
+        """What the test has judged so far, for its line in the bundle."""
+        return item.stash.setdefault(_EVIDENCE, [])
+
+    def note_evidence(self, item: pytest.Item, report: pytest.TestReport) -> None:
+        """Put that on a report."""
+        if self.options.artifacts:
+            note(report, item, self.evidence(item))
+
     def classify(self, item: pytest.Item, report: pytest.TestReport, error: BaseException) -> None:
         """A broken rig, or a wrong call in a test, is an error and no failure; undecided is neither."""
         self.watch.classify(item, report, error)
@@ -182,6 +204,9 @@ class Run:
             session.exitstatus = self._blocked.exit_status(exitstatus)
             self._verdicts.write()
         self._hosts.close()
+        if self._ledger:
+            status = int(session.exitstatus)
+            self._ledger.seal(status, self._verdicts.counts(), self._blocked.rows())
 
     def pytest_unconfigure(self) -> None:
         """Whatever happened before, leave nothing behind."""

@@ -59,7 +59,7 @@ class Verdicts:
             host = str(properties.get("host", self._options.hosts[0]))
             tally = self._verdicts.setdefault((host, str(requirement)), summary.Tally())
             test, evidence = report.nodeid.rpartition("::")[2], str(properties.get("evidence", ""))
-            tally.add(_outcome(report), test, _why(report), evidence)
+            tally.add(outcome(report), test, self._hosts.without_keys(why(report)), evidence)
             file = self._config.rootpath / report.nodeid.partition("::")[0]
             if path := catalogue.find(file.parent):
                 self._catalogues.add(path)
@@ -83,11 +83,15 @@ class Verdicts:
             write.line(note, yellow=True)
         for verdict, line in summary.lines(self._requirements(), self._verdicts, write._tw.fullwidth):
             write.line(line, **_COLOURS.get(verdict, {}))
-        launches, served = self._hosts.counts()
-        launches, served = launches + self._launches, served + self._served
+        launches, served = self.counts()
         write.line(f"{launches} launches served {served} requests for a guest.")
         if self._options.artifacts:
             write.line(f"evidence: {self._options.artifacts}")
+
+    def counts(self) -> tuple[int, int]:
+        """Launches of the whole run, and requests for a guest that they served."""
+        launches, served = self._hosts.counts()
+        return launches + self._launches, served + self._served
 
     def write(self) -> None:
         """`verdicts.json` and `summary.md` among the evidence, where there are verdicts and a place."""
@@ -132,7 +136,8 @@ class Verdicts:
         return [r for path in self._catalogues for r in catalogue.load(path).values()]
 
 
-def _outcome(report: pytest.TestReport) -> str:
+def outcome(report: pytest.TestReport) -> str:
+    """What a report decides, in the words of :data:`pytest_seves.report.summary.OUTCOMES`."""
     if getattr(report, "sev_undecided", False):
         return "undecided"
     if hasattr(report, "wasxfail"):
@@ -144,7 +149,8 @@ def _outcome(report: pytest.TestReport) -> str:
     return str(report.outcome)
 
 
-def _why(report: pytest.TestReport) -> str:
+def why(report: pytest.TestReport) -> str:
+    """The reason in one line."""
     if hasattr(report, "wasxfail"):
         return report.wasxfail.removeprefix("reason: ")
     crash = getattr(report.longrepr, "reprcrash", None)
