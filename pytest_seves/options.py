@@ -13,7 +13,7 @@ import pytest
 
 VCPUS = "1,2,3,8,16,64"
 ES_POLICIES = "0x4,0x5,0x6,0x7"
-_DIRECTORIES = ("--sev-lab", "--sev-artifacts", "--sev-replay")
+_DIRECTORIES = ("--sev-lab", "--sev-artifacts", "--sev-report", "--sev-replay")
 _KEEP_MIN = 30.0
 _KEEP_MOST_MIN = 24 * 60.0
 
@@ -27,6 +27,9 @@ class Options:
     check: bool
     provision: str | None
     artifacts: Path | None
+    report: Path | None
+    sign_key: Path | None
+    sign_passphrase: str | None
     defects: tuple[str, ...]
     vcpus: tuple[int, ...]
     policies: tuple[int, ...]
@@ -58,6 +61,21 @@ def add_options(parser: pytest.Parser) -> None:
     _add(parser, group, "sev_vcpus", "list", f"vCPU counts for tests that name none (default: {VCPUS})")
     _add(parser, group, "sev_policy", "list", f"policies for tests that name none (default: {ES_POLICIES})")
     _add(parser, group, "sev_artifacts", "string", "directory for evidence; created when missing")
+    _add(
+        parser,
+        group,
+        "sev_report",
+        "string",
+        "directory for a qualification report; the evidence goes below it, if --sev-artifacts names no other",
+    )
+    group.addoption(
+        "--sev-sign-key", metavar="FILE", help="sign the report with this ed25519 private key, in PEM"
+    )
+    group.addoption(
+        "--sev-sign-passphrase",
+        metavar="NAME",
+        help="environment variable with that key's passphrase, if it has one (default: ask on the terminal)",
+    )
     _add(
         parser,
         group,
@@ -98,13 +116,20 @@ def read_options(config: pytest.Config) -> Options:
             return (config.invocation_params.dir / str(config.getoption(name)).strip()).resolve()
         return (config.rootpath / (config.getini(name) or default)).resolve()
 
-    wants_artifacts = value("sev_artifacts")
+    report = folder("sev_report", "") if value("sev_report") else None
+    artifacts = folder("sev_artifacts", "") if value("sev_artifacts") else report and report / "evidence"
+    key = config.getoption("sev_sign_key")
+    if key and not report:
+        raise pytest.UsageError("--sev-sign-key signs a report: give --sev-report DIR with it")
     return Options(
         hosts=tuple(dict.fromkeys(value("sev_host") or ())),
         lab=folder("sev_lab", "lab"),
         check=bool(config.getoption("sev_check")),
         provision=config.getoption("sev_provision"),
-        artifacts=folder("sev_artifacts", "") if wants_artifacts else None,
+        artifacts=artifacts,
+        report=report,
+        sign_key=(config.invocation_params.dir / key).resolve() if key else None,
+        sign_passphrase=config.getoption("sev_sign_passphrase"),
         defects=tuple(dict.fromkeys(value("sev_defect") or ())),
         vcpus=_numbers("--sev-vcpus", value("sev_vcpus") or VCPUS, least=1, most=4096),
         policies=_numbers("--sev-policy", value("sev_policy") or ES_POLICIES, least=0, most=0xFFFFFFFF),
