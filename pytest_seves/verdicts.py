@@ -158,6 +158,8 @@ def why(report: pytest.TestReport) -> str:
     """The reason in one line."""
     if hasattr(report, "wasxfail"):
         return report.wasxfail.removeprefix("reason: ")
+    if isinstance(report.longrepr, tuple):  # a skip: file, line, reason
+        return str(report.longrepr[2]).removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     message = str(crash.message if crash else report.longrepr or "")
     return message.partition("\n")[0].removeprefix("pytest_seves.errors.").rstrip(":")[:400]

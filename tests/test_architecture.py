@@ -181,7 +181,7 @@ def test_a_report_takes_of_a_host_its_facts_alone(module: Module) -> None:
 
 
 def test_a_run_without_a_report_loads_nothing_for_one() -> None:
-    """Neither a run nor the console script imports templates, signatures or plots until they are asked for."""
+    """Neither a run nor the console script imports templates, signatures or plots before they are needed."""
     program = (
         "import sys, json; import pytest_seves.run, pytest_seves.qualifying, pytest_seves.cli;"
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"

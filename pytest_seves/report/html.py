@@ -19,6 +19,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from .summary import order
 from .timeline_svg import strips
 from .words import shown
 
@@ -132,17 +133,15 @@ def _tests(results: list[Json], report: Json) -> list[dict[str, Any]]:
         name = result["test"].rpartition("::")[2]
         line = {**result, "name": name, "file": result["test"].partition("::")[0], "links": evidence}
         found.setdefault(result["requirement"] or "no requirement", []).append(line)
-    return [{"id": identifier, "results": lines} for identifier, lines in found.items()]
+    return [{"id": name, "results": found[name]} for name in sorted(found, key=order)]
 
 
 def _link(entry: Json, bundle: str | None) -> dict[str, str | None]:
     parts = entry["path"].split("/")
     file = [*parts, "launch.json"] if entry["kind"] in ("launch", "alone") else parts
     target = None if bundle is None else "/".join(quote(part) for part in [".", *bundle.split("/"), *file])
-    label = parts[-1].removesuffix(".json")
-    if entry["kind"] in ("launch", "alone"):
-        head, _, rest = label.partition("-")
-        label = head if head.isdigit() else "-".join([head, rest.partition("-")[0]])
-    else:
-        label = f"{entry['kind']} {label.partition('-')[0]}"
+    head, _, rest = parts[-1].removesuffix(".json").partition("-")
+    label = head if head.isdecimal() else f"{head}-{rest.partition('-')[0]}"  # gw0-003: of an xdist worker
+    if entry["kind"] not in ("launch", "alone"):
+        label = f"{entry['kind']} {label}"
     return {"label": label, "href": target, "id": entry["id"][:12]}

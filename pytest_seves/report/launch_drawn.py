@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from errno import errorcode
 from typing import Any
@@ -17,7 +18,10 @@ from .words import bounded
 
 #: vCPUs that are drawn side by side, best first, and calls that are drawn.
 _VCPUS = (2, 3, 4, 1, 8)
+_SEVERAL = (2, 3, 4)
 _CALLS = 400
+#: Launches that are looked at: those that most tests judged come first.
+_TRIED = 20
 _TIMELINE = "timeline.jsonl"
 
 
@@ -47,8 +51,12 @@ def _candidates(bundle: Bundle) -> Iterator[LaunchManifest]:
             and not spec.get("faults")
         )
 
-    fit = [manifest for manifest in bundle.manifests if of_interest(manifest)]
-    yield from sorted(fit, key=lambda manifest: _VCPUS.index(manifest.spec["vcpus"]))[:10]
+    def order(manifest: LaunchManifest) -> tuple[bool, int, int]:
+        vcpus = manifest.spec["vcpus"]
+        return vcpus not in _SEVERAL, -judged[manifest.path], _VCPUS.index(vcpus)
+
+    judged = Counter(entry.path for result in bundle.results for entry in result.evidence)
+    yield from sorted(filter(of_interest, bundle.manifests), key=order)[:_TRIED]
 
 
 def _data(manifest: LaunchManifest, timeline: Timeline) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +63,16 @@ def row(cases: Iterable[Case], shape: Sequence[Column]) -> list[str | None]:
 
 
 def _column(case: Case) -> Column:
-    parameters = case.result.parameters if case.result else {}
-    policy, vcpus = parameters.get("policy"), parameters.get("vcpus")
+    """The guest of its parameters, or else the one that all its launches had."""
+    if case.result is None:
+        return OTHER
+    own = _guest(case.result.parameters)
+    asked = {_guest(entry.request) for entry in case.result.evidence if entry.request is not None}
+    return own if own is not OTHER or len(asked) != 1 else asked.pop()
+
+
+def _guest(told: Mapping[str, Any]) -> Column:
+    policy, vcpus, path = (told.get(name) for name in ("policy", "vcpus", "init_path"))
     if type(policy) is not int or type(vcpus) is not int:
         return OTHER
-    path = parameters.get("init_path")
     return Column(policy, str(path)[:20] if path else OWN, vcpus)

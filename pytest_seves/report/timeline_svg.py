@@ -12,7 +12,7 @@ from typing import Any
 WIDTH = 1000
 ROW = 17
 _HEAD = 26
-_STRIP = 50
+_STRIP = 40
 _TIME = 74
 _LANES_UP_TO = 520
 _LANE = 62

@@ -27,7 +27,8 @@ def plot(runs: Sequence[Mapping[int, float]]) -> Markup | None:
     chart.add_x_scale(1, max(len(runs), 2))
     chart.add_y_scale(0, max(max(run.values(), default=0) for run in runs) * 1.1 or 1)
     chart.add_x_axis(ticks=_ticks(len(runs)), name="run")
-    chart.add_y_axis(name="ms")
+    # leather draws a legend for several lines only
+    chart.add_y_axis(name="ms" if len(counts) > 1 else f"ms, {counts[0]} vCPU")
     for place, count in enumerate(counts):
         colour = _COLOURS[place % len(_COLOURS)]
         points = [(number, run[count]) for number, run in enumerate(runs, 1) if count in run]
