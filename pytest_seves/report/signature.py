@@ -56,7 +56,7 @@ def private_key(file: Path, passphrase: Callable[[], bytes]) -> CryptoSigner:
         ) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise UsageError(f"{file}: wanted an ed25519 key, got {type(key).__name__}")
-    return CryptoSigner(key, _named(key.public_key()))
+    return CryptoSigner(key, named(key.public_key()))
 
 
 def public_key(file: Path) -> SSlibKey:
@@ -74,7 +74,7 @@ def public_key(file: Path) -> SSlibKey:
         ) from None
     if not isinstance(key, Ed25519PublicKey):
         raise UsageError(f"{file}: wanted an ed25519 key, got {type(key).__name__}")
-    return _named(key)
+    return named(key)
 
 
 def sign(subjects: Mapping[str, str], predicate: Json, signer: CryptoSigner) -> bytes:
@@ -139,7 +139,8 @@ def _envelope(content: bytes) -> Envelope:
     return envelope
 
 
-def _named(key: Ed25519PublicKey) -> SSlibKey:
+def named(key: Ed25519PublicKey) -> SSlibKey:
+    """The public key, by the id that openssl shows of it."""
     der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return SSlibKey.from_crypto(key, keyid=hashlib.sha256(der).hexdigest())
 
