@@ -16,10 +16,12 @@ from .guest.defects import chosen_defects, kernel_settings
 from .host.inventory import LABGRID, LabHost, load_host
 from .options import Options
 from .progress import SILENT, Progress
+from .source import Tell
 
 if TYPE_CHECKING:
     from .guest.archive import Archive
     from .guest.defect import Defect
+    from .guest.direct import Kvm
     from .guest.launcher import Launcher
     from .host.lease import Say, Tenant
     from .host.target import Target
@@ -122,6 +124,21 @@ class Hosts:
             archive = self.archive(target)
             self._launchers[target.name] = Launcher(target, defects=self._options.defects, archive=archive)
         return self._launchers[target.name]
+
+    def suite_launcher(self, name: str, test: str, tell: Tell) -> Launcher:
+        """`launch_guest` of one test."""
+        launcher = self.launcher(self.target(name))
+        launcher.last = None
+        launcher.on_evidence = tell
+        return launcher
+
+    def suite_kvm(self, name: str, test: str, tell: Tell) -> Kvm:
+        """`kvm` of one test, by its node id."""
+        from .guest.direct import Kvm
+
+        target = self.target(name)
+        target.require_ready()
+        return Kvm(target, test.rpartition("::")[2], self.archive(target), lambda record: tell("", record))
 
     def archive(self, target: Target) -> Archive | None:
         """Where evidence of this host is written down, one per host; None without ``--sev-artifacts``."""

@@ -8,7 +8,6 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,46 +18,15 @@ from . import __version__
 from .errors import UsageError
 from .evidence.bundle import ABOUT, FORMAT, RESULTS, VERSION
 from .evidence.folder import Folder
-from .evidence.plain import plain_line
 from .guest.archive import remove_halves, write_whole
 from .hosts import Hosts
 from .options import Options
 from .report import catalogue
-from .verdicts import outcome, why
+from .results import Reports
 
 #: What an earlier run leaves, of this version or of one before there were bundles.
 _TAKEN = (ABOUT, RESULTS, "verdicts.json")
 _PLUGINS = ("pytest", "pytest-xdist", "paramiko", "qemu.qmp", "cryptography", "unicorn")
-_SIMPLE = (str, int, float, bool, type(None))
-
-
-@dataclass
-class _Test:
-    """Reports of one test so far."""
-
-    reports: list[pytest.TestReport] = field(default_factory=list)
-
-    def line(self, options: Options, hosts: Hosts) -> dict[str, Any]:
-        """What became of it: the first report that did not pass decides, else the call."""
-        called = [r for r in self.reports if r.when == "call" or hasattr(r, "wasxfail")] or self.reports
-        decisive = next((r for r in self.reports if r.failed), None)
-        decisive = decisive or next((r for r in self.reports if r.skipped), called[0])
-        properties = dict(decisive.user_properties)
-        host = str(properties.get("host", options.hosts[0]))
-        decided = outcome(decisive)
-        refused = hasattr(decisive, "sev_blocked") and decisive.longreprtext.startswith("blocked: ")
-        return {
-            "test": decisive.nodeid,
-            "host": host,
-            "requirement": properties.get("requirement"),
-            "outcome": "blocked" if refused else decided,
-            "why": plain_line(hosts.without_keys(why(decisive))) if decided != "passed" else "",
-            "rig": bool(getattr(decisive, "sev_rig", False)),
-            "parameters": getattr(self.reports[0], "sev_parameters", {}),
-            "started": datetime.fromtimestamp(getattr(self.reports[0], "start", 0), UTC).isoformat(),
-            "duration_s": round(sum(r.duration for r in self.reports), 6),
-            "evidence": getattr(self.reports[-1], "sev_evidence", []),
-        }
 
 
 class Ledger:
@@ -74,7 +42,7 @@ class Ledger:
         self._hosts = hosts
         self._folder = folder
         self._run = run
-        self._tests: dict[str, _Test] = {}
+        self._reports = Reports(options.hosts[0], hosts.without_keys)
         self._copied: dict[Path, str] = {}
         self._suites: set[Path] = set()
         self._about: dict[str, Any] | None = None
@@ -113,15 +81,12 @@ class Ledger:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Write the test's line when it has come to its end."""
-        if self._about is None or not _ours(report):
-            return
-        self._tests.setdefault(report.nodeid, _Test()).reports.append(report)
-        self._copy_catalogues((self._config.rootpath / report.nodeid.partition("::")[0]).parent)
-        if report.when == "teardown":
-            self._append(report.nodeid)
+        line = self._reports.add(report) if self._about is not None else None
+        if line is not None:
+            self._copy_catalogues((self._config.rootpath / report.nodeid.partition("::")[0]).parent)
+            self._append(line)
 
-    def _append(self, nodeid: str) -> None:
-        line = self._tests.pop(nodeid).line(self._options, self._hosts)
+    def _append(self, line: dict[str, Any]) -> None:
         with (self._folder / RESULTS).open("ab", buffering=0) as file:
             file.write(json.dumps(line).encode("ascii") + b"\n")
 
@@ -129,8 +94,8 @@ class Ledger:
         """Write the rest, and the SHA-256 of every file: nothing is added afterwards."""
         if self._about is None:
             return
-        for nodeid in list(self._tests):  # a worker that crashed has no teardown
-            self._append(nodeid)
+        for line in self._reports.rest():
+            self._append(line)
         remove_halves(self._folder)
         files = sorted(file for file in self._folder.rglob("*") if file.is_file() and not file.is_symlink())
         names = [str(file.relative_to(self._folder)) for file in files]
@@ -160,28 +125,6 @@ class Ledger:
                 stem, dot, suffix = name.partition(".")
                 copy = name if number == 1 else f"{stem}-{number}{dot}{suffix}"
                 shutil.copyfile(path, self._folder / copy)
-
-
-def note(report: pytest.TestReport, item: pytest.Item, evidence: list[dict[str, Any]]) -> None:
-    """Put on a report, which crosses xdist, what the controller writes down of the test."""
-    parameters = getattr(getattr(item, "callspec", None), "params", {})
-    report.sev_parameters = {  # type: ignore[attr-defined]
-        name: _simple(value)
-        for name, value in parameters.items()
-        if isinstance(value, _SIMPLE) and name != "sev_host"
-    }
-    report.sev_evidence = list(evidence)  # type: ignore[attr-defined]
-
-
-def _simple(value: object) -> object:
-    """The same without a class of its own: JSON and xdist know no enumerations."""
-    if isinstance(value, bool) or value is None:
-        return value
-    return next(kind(value) for kind in (int, float, str) if isinstance(value, kind))
-
-
-def _ours(report: pytest.TestReport) -> bool:
-    return not {"host", "requirement"}.isdisjoint(dict(report.user_properties))
 
 
 def _versions() -> dict[str, str]:

@@ -5,17 +5,25 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from .errors import EvidenceError
+from .evidence.plain import plain_line
+
+if TYPE_CHECKING:
+    from .evidence.bundle import About
 
 VCPUS = "1,2,3,8,16,64"
 ES_POLICIES = "0x4,0x5,0x6,0x7"
 _DIRECTORIES = ("--sev-lab", "--sev-artifacts", "--sev-report", "--sev-replay")
 _KEEP_MIN = 30.0
 _KEEP_MOST_MIN = 24 * 60.0
+_U32 = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Options:
     report: Path | None
     sign_key: Path | None
     sign_passphrase: str | None
+    replay: Path | None
     defects: tuple[str, ...]
     vcpus: tuple[int, ...]
     policies: tuple[int, ...]
@@ -61,6 +70,12 @@ def add_options(parser: pytest.Parser) -> None:
     _add(parser, group, "sev_vcpus", "list", f"vCPU counts for tests that name none (default: {VCPUS})")
     _add(parser, group, "sev_policy", "list", f"policies for tests that name none (default: {ES_POLICIES})")
     _add(parser, group, "sev_artifacts", "string", "directory for evidence; created when missing")
+    group.addoption(
+        "--sev-replay",
+        metavar="DIR",
+        help="judge the evidence that --sev-artifacts left in DIR, with no host and no VMM; hosts, vCPU "
+        "counts and policies are those of that run unless given",
+    )
     _add(
         parser,
         group,
@@ -116,6 +131,8 @@ def read_options(config: pytest.Config) -> Options:
             return (config.invocation_params.dir / str(config.getoption(name)).strip()).resolve()
         return (config.rootpath / (config.getini(name) or default)).resolve()
 
+    if config.getoption("sev_replay"):
+        return _of_replay(config, folder("sev_replay", ""))
     report = folder("sev_report", "") if value("sev_report") else None
     artifacts = folder("sev_artifacts", "") if value("sev_artifacts") else report and report / "evidence"
     key = config.getoption("sev_sign_key")
@@ -130,11 +147,67 @@ def read_options(config: pytest.Config) -> Options:
         report=report,
         sign_key=(config.invocation_params.dir / key).resolve() if key else None,
         sign_passphrase=config.getoption("sev_sign_passphrase"),
+        replay=None,
         defects=tuple(dict.fromkeys(value("sev_defect") or ())),
         vcpus=_numbers("--sev-vcpus", value("sev_vcpus") or VCPUS, least=1, most=4096),
-        policies=_numbers("--sev-policy", value("sev_policy") or ES_POLICIES, least=0, most=0xFFFFFFFF),
+        policies=_numbers("--sev-policy", value("sev_policy") or ES_POLICIES, least=0, most=_U32),
         keep_failed=config.getoption("sev_keep_failed"),
     )
+
+
+def _of_replay(config: pytest.Config, root: Path) -> Options:
+    """The options of a replay: those of the recorded run, but for what the command line says.
+
+    :raise pytest.UsageError: there is no bundle, or an option that only a host can heed.
+    """
+    for name in ("sev_check", "sev_provision", "sev_artifacts", "sev_defect", "sev_keep_failed", "sev_lab"):
+        if config.getoption(name):
+            option = "--" + name.replace("_", "-")
+            raise pytest.UsageError(
+                f"--sev-replay: no host is used, so {option} cannot be heeded: leave it out"
+            )
+    if config.getoption("sev_report") or config.getoption("sev_sign_key"):
+        raise pytest.UsageError(
+            "--sev-replay qualifies nothing anew: `pytest-seves report BUNDLE --output DIR` makes the report "
+            "of a bundle, and signs it"
+        )
+    try:
+        about = _recorded(root)
+    except EvidenceError as error:
+        raise pytest.UsageError(f"--sev-replay: {error}") from None
+    hosts = tuple(dict.fromkeys(config.getoption("sev_host") or about.hosts))
+    for unknown in [host for host in hosts if host not in about.hosts]:
+        there = ", ".join(map(plain_line, about.hosts)) or "none"
+        raise pytest.UsageError(f"--sev-replay: {root} has no host {unknown!r}; it has {there}")
+    if not hosts:
+        raise pytest.UsageError(f"--sev-replay: {root} has no host, so there is nothing to judge")
+    given = {name: config.getoption(name) for name in ("sev_vcpus", "sev_policy")}
+    return Options(
+        hosts=hosts,
+        lab=root,
+        check=False,
+        provision=None,
+        artifacts=None,
+        report=None,
+        sign_key=None,
+        sign_passphrase=None,
+        replay=root,
+        defects=tuple(map(plain_line, about.defects)),
+        vcpus=_numbers("--sev-vcpus", given["sev_vcpus"] or _joined(about.vcpus), least=1, most=4096),
+        policies=_numbers("--sev-policy", given["sev_policy"] or _joined(about.policies), least=0, most=_U32),
+        keep_failed=None,
+    )
+
+
+@cache
+def _recorded(root: Path) -> About:
+    from .evidence.bundle import read_about  # decodes timelines too: not for a run without evidence
+
+    return read_about(root)
+
+
+def _joined(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))
 
 
 def share_launches(config: pytest.Config) -> None:

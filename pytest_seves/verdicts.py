@@ -11,10 +11,11 @@ import pytest
 
 from .blocked import Blocked
 from .guest.defects import DEFECTS
-from .hosts import Hosts
 from .options import Options
 from .report import catalogue, listing, markdown, summary
+from .source import Source
 
+_WHY = 400
 _COLOURS: dict[str, dict[str, bool]] = {
     "passed": {"green": True},
     "failed": {"red": True},
@@ -32,7 +33,7 @@ class Verdicts:
     :ivar launches: what workers launched, and how many requests that served.
     """
 
-    def __init__(self, config: pytest.Config, options: Options, hosts: Hosts, blocked: Blocked) -> None:
+    def __init__(self, config: pytest.Config, options: Options, hosts: Source, blocked: Blocked) -> None:
         self._config = config
         self._options = options
         self._hosts = hosts
@@ -123,7 +124,7 @@ class Verdicts:
             for row in self._blocked.rows().values()
         ]
         return notes + [
-            f"--sev-defect {name}: the {DEFECTS[name].culprit} was made wrong on purpose."
+            f"--sev-defect {name}: the {_culprit(name)} was made wrong on purpose."
             for name in self._options.defects
         ]
 
@@ -139,6 +140,11 @@ class Verdicts:
 
     def _requirements(self) -> list[catalogue.Requirement]:
         return [r for path in self._catalogues for r in catalogue.load(path).values()]
+
+
+def _culprit(defect: str) -> str:
+    """What a defect makes wrong; a bundle may name one that is not known here."""
+    return DEFECTS[defect].culprit if defect in DEFECTS else "VMM or the model's kernel"
 
 
 def outcome(report: pytest.TestReport) -> str:
@@ -158,8 +164,8 @@ def why(report: pytest.TestReport) -> str:
     """The reason in one line."""
     if hasattr(report, "wasxfail"):
         return report.wasxfail.removeprefix("reason: ")
-    if isinstance(report.longrepr, tuple):  # a skip: file, line, reason
-        return str(report.longrepr[2]).removeprefix("Skipped: ")
+    if isinstance(report.longrepr, tuple):  # of a skip: file, line, reason
+        return str(report.longrepr[2]).removeprefix("Skipped: ").partition("\n")[0][:_WHY]
     crash = getattr(report.longrepr, "reprcrash", None)
     message = str(crash.message if crash else report.longrepr or "")
-    return message.partition("\n")[0].removeprefix("pytest_seves.errors.").rstrip(":")[:400]
+    return message.partition("\n")[0].removeprefix("pytest_seves.errors.").rstrip(":")[:_WHY]

@@ -233,3 +233,10 @@ def test_collecting_writes_no_report(suite: pytest.Pytester) -> None:
     """--collect-only leaves nothing behind."""
     suite.runpytest_subprocess(*WHOLE, "--collect-only")
     assert not (suite.path / "out").exists()
+
+
+def test_a_replay_makes_no_report(suite: pytest.Pytester) -> None:
+    """It would be one of archived evidence that a newer suite judged; the command that makes one is named."""
+    result = suite.runpytest_subprocess("--sev-replay=old", "--sev-report=out")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*`pytest-seves report BUNDLE --output DIR`*"])

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pytest_seves.errors import HostError, Unsupported
-from pytest_seves.spec import kvm
+from pytest_seves.errors import HostError
 
 from .answers import Answers
 from .calls import Step, Steps, flat
 from .init_path import INIT2, InitPath
+from .seam import require_init2
 
 if TYPE_CHECKING:
     from pytest_seves.host.target import Target
@@ -61,10 +61,8 @@ class Kvm:
 
         :raise Unsupported: names what is missing.
         """
-        if path is INIT2 and not (self._target.facts.vm_types or 0) >> kvm.KVM_X86_SEV_ES_VM & 1:
-            raise Unsupported(
-                f"{self._target.name}: this kernel has no KVM_SEV_INIT2: KVM_CAP_VM_TYPES has no SEV-ES VM"
-            )
+        if path is INIT2:
+            require_init2(self._target.name, self._target.facts)
 
     def _require_devices(self, program: tuple[Step, ...], answers: list[dict[str, object]]) -> None:
         for step, answer in zip(program, answers, strict=True):

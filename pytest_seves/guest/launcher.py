@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_seves.errors import RigError, Unsupported
 from pytest_seves.evidence.launch import Launch, Usage
-from pytest_seves.spec import kvm
 from pytest_seves.spec.sev import SevCmd
 
 from . import qemu
@@ -26,6 +25,7 @@ from .faults import fault_rules
 from .kept import Kept
 from .observe import begin, observe
 from .recorded import PUT, spec_record, stored_name
+from .seam import require_init2
 from .spec import NEVER, GuestSpec
 
 if TYPE_CHECKING:
@@ -161,10 +161,8 @@ class Launcher:
         """
         target = self._target
         target.require_ready()
-        if spec.init_path == "INIT2" and not (target.facts.vm_types or 0) >> kvm.KVM_X86_SEV_ES_VM & 1:
-            raise Unsupported(
-                f"{target.name}: this kernel has no KVM_SEV_INIT2: KVM_CAP_VM_TYPES has no SEV-ES VM"
-            )
+        if spec.init_path == "INIT2":
+            require_init2(target.name, target.facts)
         argv, limit = self._argv(spec), _LAUNCH_S + _LAUNCH_VCPU_S * spec.vcpus
         self.launched += 1
         given, what = self._circumstances(spec), f"{target.name}: launching a {spec.vcpus}-vCPU guest"

@@ -24,9 +24,9 @@ def stored_name(name: str, content: bytes) -> str:
 def spec_record(spec: GuestSpec, put: Mapping[str, str] | None = None) -> dict[str, Any]:
     """All of a spec.
 
-    :param put: paths on the host of files that were put there, by what they are called.
+    :param put: what each file that was put on the host is called, by its path there.
     """
-    record: dict[str, Any] = _plain(spec, {path: PUT + name for name, path in (put or {}).items()})
+    record: dict[str, Any] = _plain(spec, {path: PUT + name for path, name in (put or {}).items()})
     return record
 
 

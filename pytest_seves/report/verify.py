@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -19,6 +19,7 @@ from pytest_seves.evidence.folder import Folder
 from . import html, qualify
 from .plan import package_sha256
 from .qualification import FORMAT, VERSION, document
+from .words import bounded
 
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey
@@ -74,15 +75,14 @@ def verify(root: Path, key: SSlibKey | None, bundle_at: Path | None = None) -> F
 
 
 def _checked(report: Json) -> Json:
-    import fastjsonschema
-
+    fits, misfit = _schema()
     if report.get("format") != FORMAT or report.get("version") != VERSION:
         got = f"{report.get('format')!r} version {report.get('version')!r}"
         raise EvidenceError(f"{qualify.REPORT}: wanted {FORMAT!r} version {VERSION}, got {got[:200]}")
     try:
-        _schema()(report)
-    except fastjsonschema.JsonSchemaValueException as error:
-        raise EvidenceError(f"{qualify.REPORT}: {error.message[:300]}") from None
+        fits(report)
+    except misfit as error:
+        raise EvidenceError(f"{qualify.REPORT}: {bounded(error, 300)}") from None
     path = report["bundle"]["path"]
     if path is not None and any(part in ("", ".", "..") for part in path.split("/")):
         raise EvidenceError(
@@ -102,11 +102,12 @@ def _checked(report: Json) -> Json:
 
 
 @cache
-def _schema() -> Any:
+def _schema() -> tuple[Callable[[Json], object], type[Exception]]:
+    """What checks a report, and what it raises."""
     import fastjsonschema
 
     text = files("pytest_seves.report").joinpath("schemas/report.json").read_text(encoding="utf-8")
-    return fastjsonschema.compile(json.loads(text))
+    return fastjsonschema.compile(json.loads(text)), fastjsonschema.JsonSchemaValueException
 
 
 def _page(found: Findings, report: Json, page: bytes, same: bool, signed: bool) -> None:
