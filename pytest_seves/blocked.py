@@ -17,8 +17,8 @@ import pytest
 from _pytest.outcomes import Failed  # pytest.fail.Exception, which type checkers do not know
 
 from .errors import KernelOops, RigError, Undecided, UsageError
-from .hosts import Hosts
 from .options import Options
+from .source import Source
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +42,7 @@ class Watch:
     :param worker: name of the xdist worker; empty in the controller.
     """
 
-    def __init__(self, options: Options, hosts: Hosts, worker: str) -> None:
+    def __init__(self, options: Options, hosts: Source, worker: str) -> None:
         self._options = options
         self._hosts = hosts
         self._worker = worker
@@ -79,9 +79,10 @@ class Watch:
         if target is not None and report.failed and target.name not in self._blocked:
             found = self._after(target, item, error)
             broken |= found is not None and not isinstance(found, KernelOops)  # which the guest may have made
-        if host in self._blocked and report.failed:
-            report.sev_blocked = self._blocked[host]  # type: ignore[attr-defined]
-            report.sections.append(("host", self._blocked[host]))
+        fault = self._blocked.get(host or "") or (str(error) if isinstance(error, HostBlocked) else None)
+        if fault and report.failed:
+            report.sev_blocked = fault  # type: ignore[attr-defined]
+            report.sections.append(("host", fault))
         if broken:
             report.sev_rig = True  # type: ignore[attr-defined]
         elif isinstance(error, Undecided):
@@ -122,7 +123,7 @@ class Watch:
                 "time": time.time(),
                 "when": when,
                 "worker": self._worker,
-                "fault": str(fault or ""),
+                "fault": self._hosts.without_keys(str(fault or "")),
                 "note": note,
             }
             folder = self._options.artifacts / target.name

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from . import __version__
 from .errors import SevesError
+from .report import diff_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,9 +21,12 @@ def main(arguments: list[str] | None = None) -> int:
     hosts.add_argument("--sev-lab", type=Path, default=Path("lab"), metavar="DIR")
     agent = commands.add_parser("agent", help="write the program that is put on hosts to a file")
     agent.add_argument("file", type=Path)
+    hosts.set_defaults(run=lambda given: _hosts(given.sev_lab))
+    agent.set_defaults(run=lambda given: _agent(given.file))
+    diff_command.declare(commands)
     given = parser.parse_args(arguments)
     try:
-        return _hosts(given.sev_lab) if given.command == "hosts" else _agent(given.file)
+        return int(given.run(given))
     except (SevesError, OSError) as error:
         print(f"pytest-seves: {error}", file=sys.stderr)
         return 1

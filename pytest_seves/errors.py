@@ -8,6 +8,7 @@
     +-- UsageError            an option is wrong
     +-- Undecided             the evidence does not reach the point that a requirement speaks of
     +-- Unsupported           the host or the VMM cannot do what was asked: a skip that names it
+    +-- NotRecorded           a replay: the bundle does not have what the test judges: a skip that names it
     +-- RigError              our side is broken: never a verdict about the product
         +-- EvidenceError         recorded evidence is malformed or truncated
         +-- FirmwareImageError    a firmware file cannot be read or parsed
@@ -64,6 +65,10 @@ class Unsupported(SevesError, unittest.SkipTest):
 
     Test runners show it as a skip: that is what :class:`unittest.SkipTest` is for.
     """
+
+
+class NotRecorded(SevesError, unittest.SkipTest):
+    """The bundle that is replayed does not have what the test judges: a skip that names it."""
 
 
 class RigError(SevesError):

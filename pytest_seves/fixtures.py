@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from .guest.direct import Kvm as Kvm
-    from .guest.launcher import Launcher as Launcher  # for annotations in tests
-    from .host.target import Target as Target
+    from .guest.seam import Kvm as Kvm
+    from .guest.seam import Launcher as Launcher  # for annotations in tests
+    from .guest.seam import Target as Target
 
 
 @pytest.fixture(scope="session")
 def sev_host(request: pytest.FixtureRequest) -> Target:
-    """The host that `--sev-host` names: its lab entry, facts and connection.
+    """The host that `--sev-host` names, or that `--sev-replay` has: its lab entry and facts.
 
     With several hosts, tests run once for each.
     """
@@ -23,7 +23,7 @@ def sev_host(request: pytest.FixtureRequest) -> Target:
 
     run = request.config.stash.get(RUN, None)
     if run is None:
-        pytest.skip("no host to judge: give --sev-host NAME (or --sev-host model)")
+        pytest.skip("no host to judge: give --sev-host NAME (or --sev-host model), or --sev-replay DIR")
     return run.target(getattr(request, "param", run.options.hosts[0]))
 
 
@@ -38,10 +38,7 @@ def launch_guest(sev_host: Target, request: pytest.FixtureRequest) -> Launcher:
 
     run = request.config.stash[RUN]
     run.note(request.node, sev_host)
-    launcher = run.launcher(sev_host)
-    launcher.last = None
-    launcher.on_evidence = lambda folder: request.node.user_properties.append(("evidence", folder))
-    return launcher
+    return run.launcher(request.node, sev_host)
 
 
 @pytest.fixture
@@ -51,11 +48,8 @@ def kvm(sev_host: Target, request: pytest.FixtureRequest) -> Kvm:
     Each call runs one program of steps (:mod:`pytest_seves.guest.calls`) in a process of its own and returns
     its answers, one for each step. What the program made is gone when it returns.
     """
-    from .guest.direct import Kvm
     from .plugin import RUN
 
     run = request.config.stash[RUN]
     run.note(request.node, sev_host)
-    sev_host.require_ready()
-    folder = run.options.artifacts / sev_host.name / "calls" if run.options.artifacts else None
-    return Kvm(sev_host, request.node.name, folder)
+    return run.kvm(request.node, sev_host)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -15,9 +16,12 @@ from .guest.defects import chosen_defects, kernel_settings
 from .host.inventory import LABGRID, LabHost, load_host
 from .options import Options
 from .progress import SILENT, Progress
+from .source import Tell
 
 if TYPE_CHECKING:
+    from .guest.archive import Archive
     from .guest.defect import Defect
+    from .guest.direct import Kvm
     from .guest.launcher import Launcher
     from .host.lease import Say, Tenant
     from .host.target import Target
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
 #: Where a model host of this run or a host from labgrid is, as the controller tells its workers; all JSON.
 Place = dict[str, Any]
+_FACTS = "facts.json"
 
 
 def place_of(model: ModelHost) -> Place:
@@ -83,6 +88,7 @@ class Hosts:
         self._stack = ExitStack()
         self._targets: dict[str, Target] = {}
         self._launchers: dict[str, Launcher] = {}
+        self._archives: dict[str, Archive] = {}
         chosen = chosen_defects(options.defects)
         self.entries = {name: load_host(name, options.lab) for name in options.hosts}
         _require_model(chosen, self.entries.values())
@@ -98,7 +104,7 @@ class Hosts:
                 if "refused" in place:
                     raise LeaseError(place["refused"], host=name)
                 entry = at(entry, place)
-            target = Target(entry, self._tenant, self._say, self._progress)
+            target = Target(entry, self._tenant, self._say, self._progress, self._keep_facts)
             self._targets[name] = self._stack.enter_context(target)
         return self._targets[name]
 
@@ -115,11 +121,64 @@ class Hosts:
         if target.name not in self._launchers:
             from .guest.launcher import Launcher
 
-            folder = self._options.artifacts / target.name if self._options.artifacts else None
-            self._launchers[target.name] = Launcher(
-                target, defects=self._options.defects, artifacts=folder, worker=self._worker
-            )
+            archive = self.archive(target)
+            self._launchers[target.name] = Launcher(target, defects=self._options.defects, archive=archive)
         return self._launchers[target.name]
+
+    def suite_launcher(self, name: str, test: str, tell: Tell) -> Launcher:
+        """`launch_guest` of one test."""
+        launcher = self.launcher(self.target(name))
+        launcher.last = None
+        launcher.on_evidence = tell
+        return launcher
+
+    def suite_kvm(self, name: str, test: str, tell: Tell) -> Kvm:
+        """`kvm` of one test, by its node id."""
+        from .guest.direct import Kvm
+
+        target = self.target(name)
+        target.require_ready()
+        return Kvm(target, test.rpartition("::")[2], self.archive(target), lambda record: tell("", record))
+
+    def archive(self, target: Target) -> Archive | None:
+        """Where evidence of this host is written down, one per host; None without ``--sev-artifacts``."""
+        if self._options.artifacts and target.name not in self._archives:
+            from .guest.archive import Archive
+
+            self._archives[target.name] = Archive(self._options.artifacts, target.name, self._worker)
+        return self._archives.get(target.name)
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Each host for the bundle, without where it is."""
+        return {
+            name: {
+                "model": entry.model,
+                "description": f"model host, {entry.model}" if entry.model else "a machine of the lab",
+                "facts": f"{name}/{_FACTS}",
+            }
+            for name, entry in self.entries.items()
+        }
+
+    def without_keys(self, text: str) -> str:
+        """`text` without the paths of private keys: what is written down is handed out."""
+        given = [
+            (entry.identity, entry.jump.identity if entry.jump else None) for entry in self.entries.values()
+        ]
+        paths = {str(path) for pair in given for path in pair if path is not None}
+        paths |= {str(place["identity"]) for place in self._places.values() if "identity" in place}
+        for path in sorted(paths, key=len, reverse=True):
+            text = text.replace(path, "<private key>")
+        return text
+
+    def _keep_facts(self, raw: dict[str, Any], now_ns: int, entry: LabHost) -> None:
+        """Write down what a host is; the first process of the run that asked decides."""
+        if self._options.artifacts is None:
+            return
+        from .guest.archive import write_first
+        from .host.facts_file import facts_record
+
+        content = json.dumps(facts_record(raw, now_ns, entry), indent=1).encode("ascii")
+        write_first(self._options.artifacts / entry.name / _FACTS, content + b"\n")
 
     def keep_failed(self, minutes: float, say: Callable[[str], None]) -> None:
         """Launch the guest of each host's first failure again, and wait until nobody looks at it any more."""

@@ -5,16 +5,25 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .errors import EvidenceError
+from .evidence.plain import plain_line
+
+if TYPE_CHECKING:
+    from .evidence.bundle import About
+
 VCPUS = "1,2,3,8,16,64"
 ES_POLICIES = "0x4,0x5,0x6,0x7"
+_DIRECTORIES = ("--sev-lab", "--sev-artifacts", "--sev-replay")
 _KEEP_MIN = 30.0
 _KEEP_MOST_MIN = 24 * 60.0
+_U32 = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class Options:
     check: bool
     provision: str | None
     artifacts: Path | None
+    replay: Path | None
     defects: tuple[str, ...]
     vcpus: tuple[int, ...]
     policies: tuple[int, ...]
@@ -57,6 +67,12 @@ def add_options(parser: pytest.Parser) -> None:
     _add(parser, group, "sev_vcpus", "list", f"vCPU counts for tests that name none (default: {VCPUS})")
     _add(parser, group, "sev_policy", "list", f"policies for tests that name none (default: {ES_POLICIES})")
     _add(parser, group, "sev_artifacts", "string", "directory for evidence; created when missing")
+    group.addoption(
+        "--sev-replay",
+        metavar="DIR",
+        help="judge the evidence that --sev-artifacts left in DIR, with no host and no VMM; hosts, vCPU "
+        "counts and policies are those of that run unless given",
+    )
     _add(
         parser,
         group,
@@ -97,6 +113,8 @@ def read_options(config: pytest.Config) -> Options:
             return (config.invocation_params.dir / str(config.getoption(name)).strip()).resolve()
         return (config.rootpath / (config.getini(name) or default)).resolve()
 
+    if config.getoption("sev_replay"):
+        return _of_replay(config, folder("sev_replay", ""))
     wants_artifacts = value("sev_artifacts")
     return Options(
         hosts=tuple(dict.fromkeys(value("sev_host") or ())),
@@ -104,11 +122,59 @@ def read_options(config: pytest.Config) -> Options:
         check=bool(config.getoption("sev_check")),
         provision=config.getoption("sev_provision"),
         artifacts=folder("sev_artifacts", "") if wants_artifacts else None,
+        replay=None,
         defects=tuple(dict.fromkeys(value("sev_defect") or ())),
         vcpus=_numbers("--sev-vcpus", value("sev_vcpus") or VCPUS, least=1, most=4096),
-        policies=_numbers("--sev-policy", value("sev_policy") or ES_POLICIES, least=0, most=0xFFFFFFFF),
+        policies=_numbers("--sev-policy", value("sev_policy") or ES_POLICIES, least=0, most=_U32),
         keep_failed=config.getoption("sev_keep_failed"),
     )
+
+
+def _of_replay(config: pytest.Config, root: Path) -> Options:
+    """The options of a replay: those of the recorded run, but for what the command line says.
+
+    :raise pytest.UsageError: there is no bundle, or an option that only a host can heed.
+    """
+    for name in ("sev_check", "sev_provision", "sev_artifacts", "sev_defect", "sev_keep_failed", "sev_lab"):
+        if config.getoption(name):
+            option = "--" + name.replace("_", "-")
+            raise pytest.UsageError(
+                f"--sev-replay: no host is used, so {option} cannot be heeded: leave it out"
+            )
+    try:
+        about = _recorded(root)
+    except EvidenceError as error:
+        raise pytest.UsageError(f"--sev-replay: {error}") from None
+    hosts = tuple(dict.fromkeys(config.getoption("sev_host") or about.hosts))
+    for unknown in [host for host in hosts if host not in about.hosts]:
+        there = ", ".join(map(plain_line, about.hosts)) or "none"
+        raise pytest.UsageError(f"--sev-replay: {root} has no host {unknown!r}; it has {there}")
+    if not hosts:
+        raise pytest.UsageError(f"--sev-replay: {root} has no host, so there is nothing to judge")
+    given = {name: config.getoption(name) for name in ("sev_vcpus", "sev_policy")}
+    return Options(
+        hosts=hosts,
+        lab=root,
+        check=False,
+        provision=None,
+        artifacts=None,
+        replay=root,
+        defects=tuple(map(plain_line, about.defects)),
+        vcpus=_numbers("--sev-vcpus", given["sev_vcpus"] or _joined(about.vcpus), least=1, most=4096),
+        policies=_numbers("--sev-policy", given["sev_policy"] or _joined(about.policies), least=0, most=_U32),
+        keep_failed=None,
+    )
+
+
+@cache
+def _recorded(root: Path) -> About:
+    from .evidence.bundle import read_about  # decodes timelines too: not for a run without evidence
+
+    return read_about(root)
+
+
+def _joined(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))
 
 
 def share_launches(config: pytest.Config) -> None:
@@ -130,12 +196,27 @@ def refuse_directories_as_words(config: pytest.Config) -> None:
     words = [str(word) for word in config.invocation_params.args]
     here = config.invocation_params.dir
     for option, word in pairwise(words):
-        named = option in ("--sev-lab", "--sev-artifacts") and (here / word).exists()
+        named = option in _DIRECTORIES and (here / word).exists()
         if named and not (here / word).resolve().is_relative_to(here):
             raise pytest.UsageError(
                 f"{option} {word}: write {option}={word}. As two words, pytest takes an existing directory "
                 "elsewhere for a path of tests, and its root directory from it"
             )
+
+
+def join_words(config: pytest.Config) -> None:
+    """Write ``--sev-artifacts DIR`` as one word for xdist's workers, which parse the arguments again.
+
+    The directory may be there by then, and a worker would take it for a path of tests.
+    """
+    given = config.invocation_params
+    words: list[str] = []
+    for word in map(str, given.args):
+        if words and words[-1] in _DIRECTORIES:
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    config.invocation_params = config.InvocationParams(args=words, plugins=given.plugins, dir=given.dir)
 
 
 def _minutes(text: str) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from .fixtures import kvm, launch_guest, sev_host
-from .options import add_options, read_options, refuse_directories_as_words, share_launches
+from .options import add_options, join_words, read_options, refuse_directories_as_words, share_launches
 
 if TYPE_CHECKING:
     from .run import Run
@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from . import run as running
 
         share_launches(config)
-
+        join_words(config)
         config.stash[RUN] = run = running.Run(config, options)
         config.pluginmanager.register(run, "sev-run")
 
@@ -80,8 +80,11 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Tell a broken rig, and a requirement that could not be decided, from a failed one."""
     report = yield
-    if call.excinfo is not None and RUN in item.config.stash:
-        item.config.stash[RUN].classify(item, report, call.excinfo.value)
+    run = item.config.stash.get(RUN, None)
+    if run is not None:
+        if call.excinfo is not None:
+            run.classify(item, report, call.excinfo.value)
+        run.note_evidence(item, report)
     return report
 
 

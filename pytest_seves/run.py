@@ -12,17 +12,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .blocked import Blocked, Watch
-from .errors import InventoryError, RigError, SevesError, UsageError
+from .errors import EvidenceError, InventoryError, RigError, SevesError, UsageError
 from .host.lease import Tenant
 from .hosts import Hosts
+from .ledger import Ledger
 from .options import Options
+from .replay import Replay, Replayed
 from .report import catalogue
+from .results import note, without_host
 from .screen import progress
+from .source import Source, Tell
 from .verdicts import Verdicts
 
 if TYPE_CHECKING:
-    from .guest.launcher import Launcher
-    from .host.target import Target
+    from .guest.seam import Kvm, Launcher, Target
+
+_EVIDENCE: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 
 class Run:
@@ -42,24 +47,59 @@ class Run:
             if not options.hosts:
                 option = "--sev-provision" if options.provision else "--sev-check"
                 raise UsageError(f"{option}: which host? Give --sev-host NAME")
-            self._hosts = Hosts(options, places, worker, self._tenant, self._say, progress(config))
-        except (InventoryError, UsageError) as error:
+            self._replayed = Replayed(options.replay, options) if options.replay else None
+            self._live = (
+                None
+                if self._replayed
+                else Hosts(options, places, worker, self._tenant, self._say, progress(config))
+            )
+        except (InventoryError, UsageError, EvidenceError) as error:
             raise pytest.UsageError(str(error)) from None
-        self.watch = Watch(options, self._hosts, worker)
+        self._source: Source = self._replayed or self._hosts
+        self.watch = Watch(options, self._source, worker)
         config.pluginmanager.register(self.watch, "sev-watch")
         self._blocked = Blocked()
-        self._verdicts = Verdicts(config, options, self._hosts, self._blocked)
+        self._verdicts = Verdicts(config, options, self._source, self._blocked)
+        self._ledger: Ledger | None = None
+        if self._replayed:
+            config.pluginmanager.register(Replay(self._replayed, options), "sev-replay")
         if self._worker is None:
+            if options.artifacts and not (options.check or options.provision):
+                self._ledger = Ledger(config, options, self._hosts, options.artifacts, self._tenant.run)
+                config.pluginmanager.register(self._ledger, "sev-ledger")
             config.pluginmanager.register(self._verdicts, "sev-verdicts")
             config.pluginmanager.register(self._blocked, "sev-blocked")
 
+    @property
+    def _hosts(self) -> Hosts:
+        """The hosts of a run that is no replay."""
+        if self._live is None:
+            raise UsageError("a replay has no hosts")
+        return self._live
+
     def target(self, name: str) -> Target:
         """The host called `name`, connected on first use."""
-        return self._hosts.target(name)
+        return self._source.target(name)
 
-    def launcher(self, target: Target) -> Launcher:
-        """The factory behind `launch_guest`, one per host."""
-        return self._hosts.launcher(target)
+    def launcher(self, item: pytest.Item, target: Target) -> Launcher:
+        """`launch_guest` of a test."""
+        return self._source.suite_launcher(target.name, item.nodeid, self._tell(item))
+
+    def kvm(self, item: pytest.Item, target: Target) -> Kvm:
+        """`kvm` of a test."""
+        return self._source.suite_kvm(target.name, item.nodeid, self._tell(item))
+
+    def _tell(self, item: pytest.Item) -> Tell:
+        """Note on a test what it judges."""
+        judged: list[dict[str, Any]] = item.stash.setdefault(_EVIDENCE, [])
+
+        def tell(folder: str, record: dict[str, Any] | None) -> None:
+            if record is not None and record not in judged:
+                judged.append(record)
+            if folder:
+                item.user_properties.append(("evidence", folder))
+
+        return tell
 
     def check(self) -> int:
         """Print the readiness of every host; 0 when all are ready."""
@@ -68,7 +108,7 @@ class Run:
         ready = True
         for name in self.options.hosts:
             try:
-                rows = self.target(name).readiness
+                rows = self._hosts.target(name).readiness
             except SevesError as error:
                 print(error, file=sys.stderr)
                 ready = False
@@ -80,7 +120,7 @@ class Run:
                 folder = self.options.artifacts / name
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "readiness.json").write_text(readiness_table.to_json(rows) + "\n")
-        self._hosts.close()
+        self._source.close()
         return 0 if ready else 1
 
     def provision(self, mode: str) -> int:
@@ -127,23 +167,29 @@ class Run:
         vmm = (target.entry.vmm.name, target.facts.vmm.version)
         kernel = (catalogue.KERNEL, target.facts.kernel_version)
         # With several hosts the name of a test ends with its host's, which the catalogue does not know.
-        name = item.name.replace(f"-{target.name}]", "]").replace(f"[{target.name}]", "")
+        name = without_host(item.name, target.name)
         for known in catalogue.load_known_defects(path):
             if any(known.affects(marker.args[0], name, *product) for product in (vmm, kernel)):
                 reason = f"known defect: {known.what} ({known.reference})"
                 item.add_marker(pytest.mark.xfail(raises=AssertionError, strict=True, reason=reason))
 
+    def note_evidence(self, item: pytest.Item, report: pytest.TestReport) -> None:
+        """Put that on a report."""
+        if self.options.artifacts:
+            note(report, item, item.stash.get(_EVIDENCE, []))
+
     def classify(self, item: pytest.Item, report: pytest.TestReport, error: BaseException) -> None:
         """A broken rig, or a wrong call in a test, is an error and no failure; undecided is neither."""
         self.watch.classify(item, report, error)
         failed = report.failed and report.when == "call" and not hasattr(report, "sev_undecided")
-        launcher = getattr(item, "funcargs", {}).get("launch_guest")
+        launcher = getattr(item, "funcargs", {}).get("launch_guest") if self._live else None
         if failed and launcher and launcher.last and not launcher.failed:
             launcher.failed = (item.nodeid, launcher.last)
 
     def pytest_report_header(self) -> list[str]:
         """Which hosts, and whether something was broken on purpose."""
-        return [f"sev hosts: {', '.join(self.options.hosts)}"] + [
+        replay = [f"sev replay: {self.options.replay}"] if self.options.replay else []
+        return [*replay, f"sev hosts: {', '.join(self.options.hosts)}"] + [
             f"sev defect: {name}" for name in self.options.defects
         ]
 
@@ -152,7 +198,7 @@ class Run:
         """Tell an xdist worker where the model hosts are, and which run has them: all workers share them."""
         node.workerinput["sev_tenant"] = asdict(self._tenant)
         try:
-            node.workerinput["sev_models"] = self._hosts.places()
+            node.workerinput["sev_models"] = self._source.places()
         except RigError as error:
             pytest.exit(str(error), returncode=pytest.ExitCode.INTERNAL_ERROR)
 
@@ -168,7 +214,7 @@ class Run:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the verdicts; disconnect; in the controller, stop the model hosts."""
-        found = self.watch.finish() if exitstatus != pytest.ExitCode.INTERRUPTED else {}
+        found = self._found() if exitstatus != pytest.ExitCode.INTERRUPTED else {}
         if self.options.keep_failed and exitstatus == pytest.ExitCode.TESTS_FAILED:
             try:
                 self._hosts.keep_failed(self.options.keep_failed, self._say)
@@ -176,13 +222,21 @@ class Run:
                 self._say(f"the failed guest could not be kept: {error}")
         if self._worker is not None:
             output = self._config.workeroutput  # type: ignore[attr-defined]
-            output.update(sev_launches=self._hosts.counts(), sev_blocked=found)
+            output.update(sev_launches=self._source.counts(), sev_blocked=found)
         else:
             self._blocked.add(found)
             session.exitstatus = self._blocked.exit_status(exitstatus)
             self._verdicts.write()
-        self._hosts.close()
+        self._source.close()
+        if self._ledger:
+            status = int(session.exitstatus)
+            self._ledger.seal(status, self._verdicts.counts(), self._blocked.rows())
+
+    def _found(self) -> dict[str, str]:
+        """What blocked hosts, now or in the run that is replayed."""
+        recorded = self._replayed.bundle.about.blocked if self._replayed else {}
+        return {**self.watch.finish(), **{host: str(row.get("why")) for host, row in recorded.items()}}
 
     def pytest_unconfigure(self) -> None:
         """Whatever happened before, leave nothing behind."""
-        self._hosts.close()
+        self._source.close()

@@ -11,10 +11,11 @@ import pytest
 
 from .blocked import Blocked
 from .guest.defects import DEFECTS
-from .hosts import Hosts
 from .options import Options
 from .report import catalogue, listing, markdown, summary
+from .source import Source
 
+_WHY = 400
 _COLOURS: dict[str, dict[str, bool]] = {
     "passed": {"green": True},
     "failed": {"red": True},
@@ -32,7 +33,7 @@ class Verdicts:
     :ivar launches: what workers launched, and how many requests that served.
     """
 
-    def __init__(self, config: pytest.Config, options: Options, hosts: Hosts, blocked: Blocked) -> None:
+    def __init__(self, config: pytest.Config, options: Options, hosts: Source, blocked: Blocked) -> None:
         self._config = config
         self._options = options
         self._hosts = hosts
@@ -59,7 +60,7 @@ class Verdicts:
             host = str(properties.get("host", self._options.hosts[0]))
             tally = self._verdicts.setdefault((host, str(requirement)), summary.Tally())
             test, evidence = report.nodeid.rpartition("::")[2], str(properties.get("evidence", ""))
-            tally.add(_outcome(report), test, _why(report), evidence)
+            tally.add(outcome(report), test, self._hosts.without_keys(why(report)), evidence)
             file = self._config.rootpath / report.nodeid.partition("::")[0]
             if path := catalogue.find(file.parent):
                 self._catalogues.add(path)
@@ -83,11 +84,15 @@ class Verdicts:
             write.line(note, yellow=True)
         for verdict, line in summary.lines(self._requirements(), self._verdicts, write._tw.fullwidth):
             write.line(line, **_COLOURS.get(verdict, {}))
-        launches, served = self._hosts.counts()
-        launches, served = launches + self._launches, served + self._served
+        launches, served = self.counts()
         write.line(f"{launches} launches served {served} requests for a guest.")
         if self._options.artifacts:
             write.line(f"evidence: {self._options.artifacts}")
+
+    def counts(self) -> tuple[int, int]:
+        """Launches of the whole run, and requests for a guest that they served."""
+        launches, served = self._hosts.counts()
+        return launches + self._launches, served + self._served
 
     def write(self) -> None:
         """`verdicts.json` and `summary.md` among the evidence, where there are verdicts and a place."""
@@ -114,7 +119,7 @@ class Verdicts:
             for row in self._blocked.rows().values()
         ]
         return notes + [
-            f"--sev-defect {name}: the {DEFECTS[name].culprit} was made wrong on purpose."
+            f"--sev-defect {name}: the {_culprit(name)} was made wrong on purpose."
             for name in self._options.defects
         ]
 
@@ -132,7 +137,13 @@ class Verdicts:
         return [r for path in self._catalogues for r in catalogue.load(path).values()]
 
 
-def _outcome(report: pytest.TestReport) -> str:
+def _culprit(defect: str) -> str:
+    """What a defect makes wrong; a bundle may name one that is not known here."""
+    return DEFECTS[defect].culprit if defect in DEFECTS else "VMM or the model's kernel"
+
+
+def outcome(report: pytest.TestReport) -> str:
+    """What a report decides, in the words of :data:`pytest_seves.report.summary.OUTCOMES`."""
     if getattr(report, "sev_undecided", False):
         return "undecided"
     if hasattr(report, "wasxfail"):
@@ -144,9 +155,12 @@ def _outcome(report: pytest.TestReport) -> str:
     return str(report.outcome)
 
 
-def _why(report: pytest.TestReport) -> str:
+def why(report: pytest.TestReport) -> str:
+    """The reason in one line."""
     if hasattr(report, "wasxfail"):
         return report.wasxfail.removeprefix("reason: ")
+    if isinstance(report.longrepr, tuple):  # of a skip: file, line, reason
+        return str(report.longrepr[2]).removeprefix("Skipped: ").partition("\n")[0][:_WHY]
     crash = getattr(report.longrepr, "reprcrash", None)
     message = str(crash.message if crash else report.longrepr or "")
-    return message.partition("\n")[0].removeprefix("pytest_seves.errors.").rstrip(":")[:400]
+    return message.partition("\n")[0].removeprefix("pytest_seves.errors.").rstrip(":")[:_WHY]

@@ -96,6 +96,11 @@ class Answers(Sequence[Answer]):
         return self._answer(number)
 
     @property
+    def raw(self) -> list[dict[str, Any]]:
+        """The answers as the agent gave them; all JSON."""
+        return [dict(answer) for answer in self._answers]
+
+    @property
     def given(self) -> list[Answer]:
         """The answers of the steps that were run."""
         return [self._answer(n) for n, answer in enumerate(self._answers) if "not_run" not in answer]

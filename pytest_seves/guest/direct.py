@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pytest_seves.errors import HostError, Unsupported
-from pytest_seves.spec import kvm
+from pytest_seves.errors import HostError
 
 from .answers import Answers
 from .calls import Step, Steps, flat
 from .init_path import INIT2, InitPath
+from .seam import require_init2
 
 if TYPE_CHECKING:
     from pytest_seves.host.target import Target
+
+    from .archive import Archive, Record
 
 _TIMEOUT_S = 30.0
 
@@ -23,13 +24,22 @@ _TIMEOUT_S = 30.0
 class Kvm:
     """Runs programs of calls on one host.
 
-    :param folder: where the transcript of each program goes, None to keep none.
+    :param test: for the name of the transcript of each program.
+    :param archive: where that is written down, None to keep none.
+    :param tell: told what names it in the bundle.
     """
 
-    def __init__(self, target: Target, test: str = "", folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        test: str = "",
+        archive: Archive | None = None,
+        tell: Callable[[Record], None] = lambda record: None,
+    ) -> None:
         self._target = target
-        self._test = re.sub(r"[^\w.=+-]+", "-", test).strip("-")
-        self._folder = folder
+        self._test = test
+        self._archive = archive
+        self._tell = tell
 
     def __call__(self, *steps: Steps, timeout_s: float = _TIMEOUT_S) -> Answers:
         """Run the steps in a process of their own on the host; everything they made ends with it.
@@ -41,7 +51,8 @@ class Kvm:
         wire = [{**step.wire, "needed": step.needed} for step in program]
         told = self._target.client.call("calls", {"program": wire, "timeout_s": timeout_s})
         answers = Answers(program, told["answers"])
-        self._keep(answers)
+        if self._archive:
+            self._tell(self._archive.calls(self._test, program, answers))
         self._require_devices(program, told["answers"])
         return answers
 
@@ -50,10 +61,8 @@ class Kvm:
 
         :raise Unsupported: names what is missing.
         """
-        if path is INIT2 and not (self._target.facts.vm_types or 0) >> kvm.KVM_X86_SEV_ES_VM & 1:
-            raise Unsupported(
-                f"{self._target.name}: this kernel has no KVM_SEV_INIT2: KVM_CAP_VM_TYPES has no SEV-ES VM"
-            )
+        if path is INIT2:
+            require_init2(self._target.name, self._target.facts)
 
     def _require_devices(self, program: tuple[Step, ...], answers: list[dict[str, object]]) -> None:
         for step, answer in zip(program, answers, strict=True):
@@ -63,9 +72,3 @@ class Kvm:
                     host=self._target.name,
                     step=step.label,
                 )
-
-    def _keep(self, answers: Answers) -> None:
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with (self._folder / f"{self._test}.txt").open("a") as file:
-                file.write("".join(f"{line}\n" for line in answers.lines()) + "\n")

@@ -7,24 +7,26 @@ import base64
 import hashlib
 import json
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_seves.errors import RigError, Unsupported
 from pytest_seves.evidence.launch import Launch, Usage
-from pytest_seves.spec import kvm
+from pytest_seves.spec.sev import SevCmd
 
 from . import qemu
+from .archive import Archive, Record
 from .defects import chosen_defects
 from .faults import fault_rules
 from .kept import Kept
 from .observe import begin, observe
-from .spec import NEVER, GuestSpec, policy_name
+from .recorded import PUT, spec_record, stored_name
+from .seam import require_init2
+from .spec import NEVER, GuestSpec
 
 if TYPE_CHECKING:
     from pytest_seves.host.target import Target
@@ -35,14 +37,15 @@ _PROBE_S = 20.0
 _ALONE_S = 120.0
 _LAUNCH_S, _LAUNCH_VCPU_S = 60.0, 0.5
 _SETTLE_S = 3.0
+#: Counts what guests hold of the host; waits a while for the count that is wanted, if one is.
+Count = Callable[[Usage | None], Usage]
 
 
 class Launcher:
     """Launches guests on one host and keeps the evidence of each for the session.
 
     :param defects: names of defects that every launch is to have.
-    :param artifacts: directory for evidence of this host, None to keep it in memory only.
-    :param worker: name of the xdist worker, for the folders of its evidence.
+    :param archive: where evidence of this host is written down, None to keep it in memory only.
     """
 
     def __init__(
@@ -50,18 +53,20 @@ class Launcher:
         target: Target,
         *,
         defects: tuple[str, ...] = (),
-        artifacts: Path | None = None,
-        worker: str = "",
+        archive: Archive | None = None,
     ) -> None:
         self._target = target
         self._defects = chosen_defects(defects)
         self._files: dict[str, str] = {}
         self._files_of: object = None
-        self._artifacts = artifacts
-        self._worker = worker
+        self._archive = archive
+        self._put: dict[str, str] = {}
+        self._sha256: dict[str, str] = {}
+        self._records: dict[str, Record] = {}
         self._kept: dict[GuestSpec, Launch | RigError] = {}
-        #: Called with the directory that holds the evidence of a guest, whenever one is asked for.
-        self.on_evidence: Callable[[str], None] = lambda folder: None
+        #: Called with the directory of a piece of evidence and with what names it in the bundle, whenever a
+        #: test gets it, shared or not.
+        self.on_evidence: Callable[[str, Record], None] = lambda folder, record: None
         #: Guests launched, and times one was asked for.
         self.launched = 0
         self.served = 0
@@ -92,7 +97,18 @@ class Launcher:
     def tell(self, launch: Launch) -> None:
         """Say where the evidence of this launch is."""
         if launch.folder:
-            self.on_evidence(launch.folder)
+            self.on_evidence(launch.folder, self._records[launch.folder])
+
+    def made(self, name: str, make: Callable[[], str]) -> str:
+        """What `make` makes by chance for a guest, a key or a session: part of the evidence.
+
+        It is public: what is secret of it must not be in the text. A replay gives the same text again.
+        """
+        content = make()
+        if self._archive:
+            record = self._archive.made(name, content)
+            self.on_evidence("", record)
+        return content
 
     @contextmanager
     def alone(self) -> Iterator[Alone]:
@@ -113,8 +129,7 @@ class Launcher:
         """Put a file on the host for guests to use; returns its path there. It goes with the agent."""
         if self._files_of is not self._target.client:  # a new agent has a directory of its own
             self._files, self._files_of = {}, self._target.client
-        sha256 = hashlib.sha256(content).hexdigest()
-        stored = f"{sha256[:12]}-{name}"  # the same name may be asked for with another content
+        sha256, stored = hashlib.sha256(content).hexdigest(), stored_name(name, content)
         if stored not in self._files:
             start = max(len(content) - 1, 0) // _PIECE * _PIECE  # of the last piece
             with self._uploading(name, len(content)):
@@ -122,6 +137,7 @@ class Launcher:
                     self._put_piece(stored, sha256, content[at : at + _PIECE], offset=at, last=False)
                 path = self._put_piece(stored, sha256, content[start:], offset=start, last=True)
             self._files[stored] = path
+            self._put[path], self._sha256[PUT + stored] = stored, sha256
         return self._files[stored]
 
     def _uploading(self, name: str, size: int) -> AbstractContextManager[None]:
@@ -138,22 +154,24 @@ class Launcher:
         request = {"name": name, "data_b64": data, "sha256": sha256, **where}
         return str(self._target.client.call("file.put", request, timeout_s=_PUT_TIMEOUT_S)["path"])
 
-    def launch(self, spec: GuestSpec) -> Launch:
-        """Launch it, whether one like it was launched before or not."""
+    def launch(self, spec: GuestSpec, count: Count | None = None) -> Launch:
+        """Launch it, whether one like it was launched before or not.
+
+        :param count: asked before and after, on a host where no other guest is launched meanwhile.
+        """
         target = self._target
         target.require_ready()
-        if spec.init_path == "INIT2" and not (target.facts.vm_types or 0) >> kvm.KVM_X86_SEV_ES_VM & 1:
-            raise Unsupported(
-                f"{target.name}: this kernel has no KVM_SEV_INIT2: KVM_CAP_VM_TYPES has no SEV-ES VM"
-            )
+        if spec.init_path == "INIT2":
+            require_init2(target.name, target.facts)
         argv, limit = self._argv(spec), _LAUNCH_S + _LAUNCH_VCPU_S * spec.vcpus
         self.launched += 1
         given, what = self._circumstances(spec), f"{target.name}: launching a {spec.vcpus}-vCPU guest"
+        started, held = datetime.now(UTC), count(None) if count else None
         with target.progress.work(what):
             launch = observe(target.client, argv, host=target.name, spec=spec, timeout_s=limit, **given)
-        if self._artifacts:
-            launch = replace(launch, folder=str(self._archive(launch, spec)))
-        return launch
+        if count and held:
+            launch = replace(launch, usage=(held, count(held)))
+        return self._write(launch, spec, started) if self._archive else launch
 
     def keep(self, spec: GuestSpec, minutes: float) -> Kept:
         """Launch it once more and leave it running for a person to look at, `minutes` at most."""
@@ -215,30 +233,47 @@ class Launcher:
         told = self._target.client.call("exec", {"argv": argv, "timeout_s": _PROBE_S, "limit": 1 << 16})
         return qemu.sev_guest_properties(base64.b64decode(told["stdout"]).decode(errors="replace"))
 
-    def _archive(self, launch: Launch, spec: GuestSpec) -> Path:
-        folder = (self._artifacts or Path()) / "launches" / self._folder_name(spec)
-        folder.mkdir(parents=True, exist_ok=True)
-        about = {
-            "argv": launch.argv,
-            "exit": str(launch.exit),
-            "phase": launch.phase,
-            "mode": launch.timeline.mode,
+    def _write(self, launch: Launch, spec: GuestSpec, started: datetime) -> Launch:
+        """Write it down; the same launch, which knows where."""
+        if self._archive is None:
+            return launch
+        record = spec_record(spec, self._put)
+        more = {
+            "started": started.isoformat(),
+            "ended": datetime.now(UTC).isoformat(),
+            "environment": self._environment(record),
+            "measurement": _measurement(launch),
         }
-        (folder / "launch.json").write_text(json.dumps(about, indent=2) + "\n")
-        (folder / "timeline.jsonl").write_bytes(zlib.decompress(launch.recording_z))
-        (folder / "timeline.txt").write_text("".join(f"{event}\n" for event in launch.timeline.recorded))
-        for name in ("console", "stdout", "stderr"):
-            (folder / f"{name}.txt").write_text(getattr(launch, name).text)
-        (folder / "qmp.txt").write_text("".join(f"{exchange}\n" for exchange in launch.qmp.exchanges))
-        if launch.gdb.exchanges:
-            (folder / "gdb.txt").write_text("".join(f"{s} -> {a}\n" for s, a in launch.gdb.exchanges))
-        for number, dump in enumerate(launch.dumps, 1):
-            (folder / f"dump-{number}.elf").write_bytes(dump)
-        return folder
+        kind = "launch" if launch.usage is None else "alone"
+        named = self._archive.launch(launch, spec, record, kind, more)
+        folder = self._archive.place(named)
+        self._records[folder] = named
+        return replace(launch, folder=folder)
 
-    def _folder_name(self, spec: GuestSpec) -> str:
-        number = "-".join(filter(None, (self._worker, f"{self.launched:03}")))
-        return "-".join([number, f"{spec.vcpus}vcpu", policy_name(spec.policy), *spec.faults])
+    def _environment(self, record: Record) -> dict[str, Any]:
+        """What the launch was made of and on, beside what its command line says."""
+        facts, firmware, asked = self._target.facts, record["firmware"], json.dumps(record)
+        named = {"path": firmware, "sha256": self._sha256.get(firmware)} if firmware else None
+        return {
+            "vmm": {
+                "name": self._target.entry.vmm.name,
+                "path": facts.vmm.resolved or facts.vmm.path,
+                "version": facts.vmm.line,
+                "sha256": facts.vmm.sha256,
+            },
+            "firmware": named or {"path": facts.firmware.path, "sha256": facts.firmware.sha256},
+            "kernel": facts.kernel,
+            "microcode": facts.microcode,
+            "files": {name: sha256 for name, sha256 in self._sha256.items() if name in asked},
+            "defects": [defect.name for defect in self._defects],
+        }
+
+
+def _measurement(launch: Launch) -> str | None:
+    """What the last LAUNCH_MEASURE gave: HMAC and nonce (SEV API, LAUNCH_MEASURE), in hex."""
+    given = launch.timeline.succeeded(SevCmd.KVM_SEV_LAUNCH_MEASURE)
+    parts = [part.raw for event in given for part in event.command.memory if part.raw is not None]
+    return parts[-1].hex() if parts else None
 
 
 class Alone:
@@ -255,10 +290,9 @@ class Alone:
         """Launch a guest; options as those of :class:`~pytest_seves.guest.spec.GuestSpec`."""
         self._launcher.served += 1
         self._launcher.last = spec = GuestSpec.of(**options)
-        before = self._usage()
-        launch = self._launcher.launch(spec)
+        launch = self._launcher.launch(spec, self._usage)
         self._launcher.tell(launch)
-        return replace(launch, usage=(before, self._usage(wanted=before)))
+        return launch
 
     def leave_free(self, es_asids: int | None) -> int:
         """Take SEV-ES ASIDs out of the pool until so many are left; None gives all back.
@@ -269,7 +303,7 @@ class Alone:
         """
         return int(self._client.call("alone.hold", {"free": es_asids}, timeout_s=_ALONE_S)["held"])
 
-    def _usage(self, wanted: Usage | None = None) -> Usage:
+    def _usage(self, wanted: Usage | None) -> Usage:
         args = {} if wanted is None else {"wanted": asdict(wanted), "settle_s": _SETTLE_S}
         told = self._client.call("usage", args)
         if None in told.values():

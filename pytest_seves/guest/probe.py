@@ -14,7 +14,7 @@ from .steps import Step, console
 if TYPE_CHECKING:
     from pytest_seves.evidence.launch import Launch
 
-    from .launcher import Launcher
+    from .seam import Launcher
 
 #: The report's first line, and its last.
 BEGIN = " begin scenario="

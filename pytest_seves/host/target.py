@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cached_property
 from types import TracebackType
@@ -29,6 +30,7 @@ class Target:
     :param tenant: the run that uses the host; this process alone, if None.
     :param say: is told while another run has the host.
     :param progress: told what takes long.
+    :param keep_facts: given what the host's agent answered, and when (ns since the epoch).
     """
 
     def __init__(
@@ -37,8 +39,10 @@ class Target:
         tenant: Tenant | None = None,
         say: Say = say_nothing,
         progress: Progress = SILENT,
+        keep_facts: Callable[[dict[str, Any], int, LabHost], None] = lambda raw, now_ns, entry: None,
     ) -> None:
         self.entry = entry
+        self._keep_facts = keep_facts
         self.progress = progress
         self.name = entry.name
         self.health = Health(entry.name)
@@ -122,7 +126,9 @@ class Target:
         client = self.client
         with self.progress.work(f"{self.name}: looking at the host"):
             raw: dict[str, Any] = client.call("facts", wanted, timeout_s=_FACTS_TIMEOUT_S)
-        return decode_facts(raw, now_ns=time.time_ns())
+        now_ns = time.time_ns()
+        self._keep_facts(raw, now_ns, self.entry)
+        return decode_facts(raw, now_ns=now_ns)
 
     @cached_property
     def readiness(self) -> list[Row]:

@@ -37,9 +37,14 @@ def owner(launch_guest: Launcher) -> Owner:
     if not answers:
         raise Undecided(f"{asked.host}: no owner can be made: query-sev-capabilities failed")
     policy = int(Policy.NODBG | Policy.ES)
-    made = create_session(base64.b64decode(answers[0]["pdh"]), policy)
+
+    def make() -> str:
+        made = create_session(base64.b64decode(answers[0]["pdh"]), policy)
+        return f"{made.dh_cert_file}\n{made.session_file}"
+
+    dh_cert, session = launch_guest.made("owner", make).split("\n")
     files = OwnerSession(
-        dh_cert=launch_guest.put("owner-dh-cert", made.dh_cert_file.encode()),
-        session=launch_guest.put("owner-session", made.session_file.encode()),
+        dh_cert=launch_guest.put("owner-dh-cert", dh_cert.encode()),
+        session=launch_guest.put("owner-session", session.encode()),
     )
-    return Owner(policy, made.certificate, made.blob, files)
+    return Owner(policy, base64.b64decode(dh_cert), base64.b64decode(session), files)

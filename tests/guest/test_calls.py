@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pytest_seves.agent import program
 from pytest_seves.errors import AgentRemoteError, HostError, Undecided, Unsupported
 from pytest_seves.guest import calls
 from pytest_seves.guest.answers import Answers
+from pytest_seves.guest.archive import Archive, Record
 from pytest_seves.guest.calls import At, create_vcpu, create_vm, needed, open_kvm, sev
 from pytest_seves.guest.direct import Kvm
 from pytest_seves.guest.init_path import ES_INIT, INIT2, INIT_PATHS, InitPath
@@ -190,12 +192,18 @@ def test_a_missing_init_path_is_a_skip(kvm: Kvm, host: Target) -> None:
 
 
 def test_transcripts_are_kept(host: Target, tmp_path: Path) -> None:
-    """Each program of a test goes into one file, called after the test."""
-    kvm = Kvm(host, "test_a[es_init-0x1]", tmp_path / "calls")
+    """Each program of a test is a file, called after the test, with its steps and their answers."""
+    told: list[Record] = []
+    kvm = Kvm(host, "test_a[es_init-0x1]", Archive(tmp_path, "model"), told.append)
     kvm(open_kvm())
     kvm(open_kvm(), create_vm(0))
-    text = (tmp_path / "calls/test_a-es_init-0x1.txt").read_text()
-    assert text.split("\n\n")[1].splitlines()[0] == "#0 open /dev/kvm = 0"
+    assert [record["path"] for record in told] == [
+        "model/calls/001-test_a-es_init-0x1.json",
+        "model/calls/002-test_a-es_init-0x1.json",
+    ]
+    written = json.loads((tmp_path / told[1]["path"]).read_text())
+    assert written["transcript"][0] == "#0 open /dev/kvm = 0"
+    assert [len(written["program"]), len(written["answers"])] == [2, 2]
 
 
 def test_a_bad_program_is_no_verdict(host: Target) -> None:
