@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pytest_seves.agent import cpuid
+from pytest_seves.agent import board, cpuid
 from pytest_seves.spec import kvm, sev
 from pytest_seves.spec.layout import Layout
 
@@ -43,11 +43,6 @@ MISC_ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/misc")
 FIRMWARE_TAIL = 8192
 FIRMWARE_LIMIT = 64 << 20
 VERSION_TIMEOUT_S = 10.0
-SNP_STATUS_SIZE = 32
-#: What the board and its BIOS are called: files that every account may read, unlike serial numbers.
-DMI = ("bios_vendor", "bios_version", "bios_date", "bios_release", "sys_vendor", "product_name", "board_name")
-KERNEL_NOTES = "/sys/kernel/notes"
-_NOTE_GNU_BUILD_ID = 3
 
 Json = dict[str, Any]
 
@@ -71,8 +66,8 @@ def gather(args: Json) -> Json:
         "misc": misc,
         "memlock": lambda: list(resource.getrlimit(resource.RLIMIT_MEMLOCK)),
         "microcode": _microcode,
-        "dmi": _dmi,
-        "kernel_build_id": _kernel_build_id,
+        "dmi": board.dmi,
+        "kernel_build_id": board.kernel_build_id,
         "vmm": lambda: _vmm(args.get("vmm")),
         "firmware": lambda: _firmware(args.get("firmware")),
     }
@@ -211,29 +206,6 @@ def _microcode() -> str | None:
     return None
 
 
-def _dmi() -> Json:
-    found: Json = {}
-    for name in DMI:
-        try:
-            found[name] = read(f"/sys/class/dmi/id/{name}", 256).strip()
-        except OSError:
-            continue  # a board that does not say, or a machine without DMI
-    return found
-
-
-def _kernel_build_id() -> str | None:
-    """The build id that the linker wrote into the running kernel: the hash of what was built (ELF notes)."""
-    with open(KERNEL_NOTES, "rb") as file:
-        rest = file.read(65536)
-    while len(rest) >= 12:
-        name_size, size, kind = struct.unpack_from("<3I", rest)
-        start = 12 + (name_size + 3 & ~3)
-        if kind == _NOTE_GNU_BUILD_ID and rest[12 : 12 + name_size] == b"GNU\0":
-            return rest[start : start + size].hex()
-        rest = rest[start + (size + 3 & ~3) :]
-    return None
-
-
 # Devices
 
 
@@ -257,7 +229,9 @@ def _devices() -> Json:
     try:
         size = sev.SEV_USER_DATA_STATUS.size
         answer["platform_status"] = issue(descriptor, sev.SevIssue.SEV_PLATFORM_STATUS, size)
-        answer["snp_platform_status"] = issue(descriptor, sev.SevIssue.SNP_PLATFORM_STATUS, SNP_STATUS_SIZE)
+        answer["snp_platform_status"] = issue(
+            descriptor, sev.SevIssue.SNP_PLATFORM_STATUS, sev.SEV_USER_DATA_SNP_STATUS.size
+        )
     finally:
         os.close(descriptor)
     return answer

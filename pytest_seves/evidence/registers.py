@@ -44,9 +44,15 @@ def registers_before(timeline: Timeline, vcpu: int, mark: Event) -> Registers:
     writes = [event for event in before(timeline.register_writes(vcpu), mark) if not event.failed]
     state: Registers = {}
     for event in writes:
-        if event.input is not None:
-            state.update(_decoders[event.request](event.input))
+        state.update(registers_set(event))
     return state
+
+
+def registers_set(event: Event) -> Registers:
+    """What one call sets, by VMSA field name; nothing for a call that sets no register."""
+    if event.input is None or event.request not in _decoders:
+        return {}
+    return _decoders[event.request](event.input)
 
 
 def _regs(raw: bytes) -> Registers:

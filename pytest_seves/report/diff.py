@@ -19,11 +19,12 @@ _PASSING = ("time_ns", "misc.current", "platform_status.hex", "firmware.tail_b64
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that differs: `where`, and what each side has."""
+    """One thing that differs: where, what each side has, and what of it where that is not all."""
 
     where: str
     left: str
     right: str
+    what: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,19 @@ def lines(comparison: Comparison, left: str, right: str) -> Iterator[str]:
         ("facts", comparison.facts),
         ("launches", comparison.launches),
     ):
-        yield f"{title}: {len(differences)} differ" if differences else f"{title}: equal"
-        for difference in differences:
-            yield f"  {difference.where}"
-            yield f"    {left}: {difference.left}"
-            yield f"    {right}: {difference.right}"
+        places = {difference.where for difference in differences}
+        yield f"{title}: {len(places)} differ" if differences else f"{title}: equal"
+        alike: dict[tuple[str, str, str], list[str]] = {}
+        for found in differences:  # a launch differs as the one before it did, more often than not
+            alike.setdefault((found.what, found.left, found.right), []).append(found.where)
+        for (what, one, other), where in alike.items():
+            for place in where if not what else []:
+                yield f"  {place}"
+            if what:
+                more = f" and {len(where) - 1} more" if len(where) > 1 else ""
+                yield f"  {what} ({where[0]}{more})"
+            yield f"    {left}: {one}"
+            yield f"    {right}: {other}"
 
 
 def _hosts(left: Bundle, right: Bundle) -> list[tuple[str, str]]:
@@ -148,10 +157,9 @@ def _launch(left: Bundle, right: Bundle, a: LaunchManifest, b: LaunchManifest) -
     where = f"{a.path} | {b.path}"
     measured = first_measured(ours.timeline, theirs.timeline)
     if measured:
-        one, _, other = measured.rpartition(": ")[2].partition(" | ")
-        yield Difference(f"{where}: launch digest: {measured.rpartition(': ')[0]}", one, other)
+        yield Difference(where, measured[1], measured[2], f"launch digest: {measured[0]}")
     ioctl = first_ioctl(ours.timeline, theirs.timeline)
     if ioctl:
-        yield Difference(f"{where}: first differing ioctl", *ioctl)
+        yield Difference(where, *ioctl, "first differing ioctl")
     if ours.exit != theirs.exit:
-        yield Difference(f"{where}: exit", str(ours.exit), str(theirs.exit))
+        yield Difference(where, str(ours.exit), str(theirs.exit), "exit")

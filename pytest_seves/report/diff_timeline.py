@@ -12,9 +12,9 @@ from itertools import zip_longest
 from typing import Any
 
 from pytest_seves.evidence.events import Event
-from pytest_seves.evidence.registers import registers_before
+from pytest_seves.evidence.registers import registers_before, registers_set
 from pytest_seves.evidence.timeline import Timeline
-from pytest_seves.spec import kvm
+from pytest_seves.spec import kvm, vmsa
 from pytest_seves.spec.sev import SevCmd
 
 Fields = dict[str, Any]
@@ -25,6 +25,7 @@ _NUMBERS = (kvm.KVM_CREATE_VM, kvm.KVM_CREATE_VCPU, kvm.KVM_CHECK_EXTENSION)
 _RESULTS = (kvm.KVM_CHECK_EXTENSION,)
 #: Commands whose memory holds what was made by chance: certificate and session, nonce.
 _CHANCE = (SevCmd.KVM_SEV_LAUNCH_START, SevCmd.KVM_SEV_LAUNCH_MEASURE)
+_OFFSETS = {field.name: field.offset for field in vmsa.VMSA.fields}
 _OWN = ("handle", "sev_fd", "fd")
 
 
@@ -43,30 +44,31 @@ def first_ioctl(left: Timeline, right: Timeline) -> tuple[str, str] | None:
     return min(found)[1] if found else None
 
 
-def first_measured(left: Timeline, right: Timeline) -> str | None:
-    """The first thing that the launch digest covers and that differs: data in order, then VMSA fields."""
+def first_measured(left: Timeline, right: Timeline) -> tuple[str, str, str] | None:
+    """What differs first of what the launch digest covers, and what each side has: data, then VMSA fields."""
     for number, (one, other) in enumerate(zip_longest(_data(left), _data(right))):
         if one != other:
-            return f"LAUNCH_UPDATE_DATA #{number}: {_region(one)} | {_region(other)}"
+            return f"LAUNCH_UPDATE_DATA #{number}", _region(one), _region(other)
     if left.measured_vcpus != right.measured_vcpus:
-        return f"measured vCPUs: {left.measured_vcpus} | {right.measured_vcpus}"
+        return "measured vCPUs", str(left.measured_vcpus), str(right.measured_vcpus)
     if not (left.vmsa_updates and right.vmsa_updates):
         return None
     for vcpu in left.measured_vcpus:
-        one = registers_before(left, vcpu, left.vmsa_update)
-        other = registers_before(right, vcpu, right.vmsa_update)
-        for name in [*one, *(name for name in other if name not in one)]:
-            if one.get(name) != other.get(name):
-                return f"VMSA of vCPU {vcpu}: {name}: {_value(one.get(name))} | {_value(other.get(name))}"
+        mine = registers_before(left, vcpu, left.vmsa_update)
+        yours = registers_before(right, vcpu, right.vmsa_update)
+        for name in sorted(mine.keys() | yours.keys(), key=_place):
+            if mine.get(name) != yours.get(name):
+                return f"VMSA of vCPU {vcpu}: {name}", _value(mine.get(name)), _value(yours.get(name))
     return None
 
 
 def _streams(timeline: Timeline) -> dict[str, list[Event]]:
-    """Calls by the descriptor they were made on. A vCPU's first KVM_RUN ends what is compared of it."""
+    """Calls by what they were made on: the VM, each vCPU, a device."""
     found: dict[str, list[Event]] = {}
     for event in timeline.events:
         if not event.interrupted:
-            found.setdefault(event.kind, []).append(event)
+            name = event.kind if event.vcpu is not None else event.kind.partition(":")[0]
+            found.setdefault(name, []).append(event)
     return found
 
 
@@ -97,20 +99,12 @@ def _fields(event: Event) -> Fields:
         found.update(_plain(event.sev.before))
         if event.sev.id not in _CHANCE:
             found.update({f"memory {n}": part.sha256 for n, part in enumerate(event.sev.memory)})
-    if event.request in kvm.REGISTER_WRITES and event.input is not None:
-        found.update(_registers(event))
+    found.update(registers_set(event))
     if event.request == kvm.KVM_SET_USER_MEMORY_REGION and event.input is not None:
         layout = kvm.USERSPACE_MEMORY_REGION
         region = layout.decode(event.input[: layout.size])
         found.update({name: v for name, v in region.items() if name != "userspace_addr"})
     return found
-
-
-def _registers(event: Event) -> Fields:
-    """The VMSA fields that one call sets."""
-    alone = Timeline("", (event,), {})
-    later = Event(**{**vars(event), "time_ns": event.time_ns + 1})
-    return registers_before(alone, event.vcpu or 0, later)
 
 
 def _plain(fields: Mapping[str, Any]) -> Fields:
@@ -130,6 +124,11 @@ def _data(timeline: Timeline) -> Iterator[tuple[int, str]]:
 
 def _region(region: tuple[int, str] | None) -> str:
     return "none" if region is None else f"{region[0]} bytes, SHA-256 {region[1][:16]}..."
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Where a field is in the VMSA."""
+    return _OFFSETS.get(name.partition(".")[0], vmsa.VMSA.size), name
 
 
 def _told(event: Event | None) -> str:

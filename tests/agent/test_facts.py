@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from pytest_seves.agent import cpuid, facts
+from pytest_seves.agent import board, cpuid, facts
 from pytest_seves.spec import kvm, sev
 
 Patch = pytest.MonkeyPatch
@@ -320,5 +320,5 @@ def test_the_build_id_of_the_running_kernel(
 ) -> None:
     """Found among the kernel's ELF notes, whatever else they hold; None where it is not there."""
     (tmp_path / "notes").write_bytes(notes)
-    monkeypatch.setattr(facts, "KERNEL_NOTES", str(tmp_path / "notes"))
+    monkeypatch.setattr(board, "KERNEL_NOTES", str(tmp_path / "notes"))
     assert facts.gather({})["kernel_build_id"] == wanted
