@@ -80,10 +80,16 @@ class Run:
     def _qualify(self, options: Options, report: Path) -> Qualification:
         from .qualifying import Qualification
 
+        capture = self._config.pluginmanager.getplugin("capturemanager")
+        if capture:  # a passphrase may have to be asked for
+            capture.suspend(in_=True)
         try:
             return Qualification(options, report)
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
+        finally:
+            if capture:
+                capture.resume()
 
     @property
     def _hosts(self) -> Hosts:

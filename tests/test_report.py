@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,34 @@ def test_a_signed_report(suite: pytest.Pytester, tmp_path: Path, capsys: pytest.
     everything = "".join(file.read_text() for file in (suite.path / "out").rglob("*") if file.is_file())
     assert "open sesame" not in everything
     assert "PRIVATE KEY" not in everything
+
+
+def test_a_passphrase_is_asked_for_on_the_terminal(suite: pytest.Pytester, tmp_path: Path) -> None:
+    """Before the first test, although output is captured; what is typed is the key's."""
+    script = shutil.which("script")
+    if script is None:
+        pytest.skip("no script(1), which makes a terminal")
+    keys = write_keys(tmp_path, b"open sesame")
+    argv = [sys.executable, "-m", "pytest", *WHOLE, f"--sev-sign-key={keys.private}"]
+    with subprocess.Popen(
+        [script, "-qec", shlex.join(argv), "/dev/null"],
+        cwd=suite.path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        guard = threading.Timer(60, process.kill)
+        guard.start()
+        said = b""
+        while not said.endswith(b"private.pem: ") and (byte := process.stdout.read(1)):
+            said += byte
+        process.stdin.write(b"open sesame\n")
+        process.stdin.flush()
+        said += process.stdout.read()
+        guard.cancel()
+    assert process.returncode == 0, said.decode()
+    assert (suite.path / "out" / "report.dsse.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,10 @@ def passphrase(file: Path, variable: str | None, option: str) -> Callable[[], by
             return os.environ[variable].encode()
         if not sys.stdin.isatty():
             raise UsageError(f"{file}: " + NO_PASSPHRASE.format(option=option))
-        return getpass.getpass(f"passphrase of {file}: ").encode()
+        try:
+            return getpass.getpass(f"passphrase of {file}: ").encode()
+        except EOFError:
+            raise UsageError(f"{file}: no passphrase was typed") from None
 
     return ask
 

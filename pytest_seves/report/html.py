@@ -139,7 +139,13 @@ def _tests(results: list[Json], report: Json) -> list[dict[str, Any]]:
 def _link(entry: Json, bundle: str | None) -> dict[str, str | None]:
     parts = entry["path"].split("/")
     file = [*parts, "launch.json"] if entry["kind"] in ("launch", "alone") else parts
-    target = None if bundle is None else "/".join(quote(part) for part in [".", *bundle.split("/"), *file])
+    target = (
+        None
+        if bundle is None
+        else "/".join(
+            quote(part.encode("utf-8", "surrogatepass")) for part in [".", *bundle.split("/"), *file]
+        )
+    )
     head, _, rest = parts[-1].removesuffix(".json").partition("-")
     label = head if head.isdecimal() else f"{head}-{rest.partition('-')[0]}"  # gw0-003: of an xdist worker
     if entry["kind"] not in ("launch", "alone"):

@@ -19,7 +19,7 @@ from pytest_seves.evidence.folder import Folder
 from pytest_seves.host.facts_file import facts_of
 
 from . import levels, plan, product, reasons
-from .catalogue import CATALOGUE, Requirement, parse_requirements
+from .catalogue import CATALOGUE, KNOWN_DEFECTS, Requirement, parse_requirements
 from .judgement import Case, Conclusion, Judged, conclude
 from .launch_drawn import drawn
 from .matrix import columns, row
@@ -277,8 +277,17 @@ def _of_the_plan(run: _Run) -> list[str]:
         return [f"the bundle has no {plan.NAME}: what was left out cannot be known"]
     if run.plan.tests is None:
         return [f"what a whole run has is not known: {bounded(run.plan.why)}"]
-    odd = sum(r.requirement is not None and r.test not in run.plan.tests for r in run.bundle.results)
-    return [f"{odd} tests are none of the suites as they are without the run's options"] if odd else []
+    found, tests, hashed = [], run.plan.tests, set(run.plan.files.values())
+    odd = sum(r.requirement is not None and r.test not in tests for r in run.bundle.results)
+    if odd:
+        found.append(f"{odd} tests are none of the suites as they are without the run's options")
+    if moved := sum(tests.get(r.test, r.requirement) != r.requirement for r in run.bundle.results):
+        found.append(f"{moved} tests name another requirement than in the suites")
+    for name in (CATALOGUE, KNOWN_DEFECTS, levels.LEVELS):
+        text = _text(run.bundle, name)
+        if text is not None and Folder.digest(text.encode("utf-8", "surrogatepass")) not in hashed:
+            found.append(f"{name} is not the one of the suites: it was changed during the run")
+    return found
 
 
 def _replayed(arguments: Sequence[str]) -> bool:

@@ -65,11 +65,13 @@ def verify(root: Path, key: SSlibKey | None, bundle_at: Path | None = None) -> F
     _strangers(found, root, report)
     signed = _signature(found, folder, report, key, qualify.subjects(report, content, page))
     _page(found, report, page, same, signed)
-    place = bundle_at or (root / report["bundle"]["path"] if report["bundle"]["path"] is not None else None)
-    if place is None:
-        found.open.append("the bundle does not lie with the report: give --bundle to check the evidence")
+    path = report["bundle"]["path"]
+    if bundle_at is not None:
+        _bundle(found, bundle_at, report, same)
+    elif path is not None:
+        _bundle(found, root / path, report, same, levels=len(path.split("/")))
     else:
-        _bundle(found, place, report, same)
+        found.open.append("the bundle does not lie with the report: give --bundle to check the evidence")
     _trust(found, report)
     return found
 
@@ -188,9 +190,11 @@ def _subjects(statement: Json) -> list[Json]:
     return [s for s in told if isinstance(s["digest"].get("sha256"), str)] if fits and told else []
 
 
-def _bundle(found: Findings, place: Path, report: Json, same: bool) -> None:
+def _bundle(found: Findings, place: Path, report: Json, same: bool, levels: int = 0) -> None:
     try:
-        _no_links_on_the_way(place, report["bundle"]["path"])
+        for part in (place, *place.parents)[:levels]:
+            if part.is_symlink():
+                raise EvidenceError(f"{part}: a link: nothing here may lead elsewhere")
         sha256 = Folder(place).sha256(ABOUT)
         if sha256 != report["bundle"]["sha256"]:
             raise EvidenceError(f"{place / ABOUT}: it is not the one that the report speaks of")
@@ -237,13 +241,6 @@ def _rederived(found: Findings, bundle: Bundle, report: Json) -> None:
     else:
         parts = ", ".join(key for key in again if again[key] != report.get(key))
         found.wrong.append(f"{qualify.REPORT} is not what the bundle makes: {parts} differ")
-
-
-def _no_links_on_the_way(place: Path, path: str | None) -> None:
-    levels = len(path.split("/")) if path else 1
-    for part in (place, *place.parents)[:levels]:
-        if part.is_symlink():
-            raise EvidenceError(f"{part}: a link: nothing here may lead elsewhere")
 
 
 def _names(root: Path) -> Iterator[str]:

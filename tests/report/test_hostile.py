@@ -294,6 +294,17 @@ def test_evidence_does_not_lead_elsewhere(tmp_path: Path) -> None:
         qualify.write(Bundle.open(root), tmp_path, None)
 
 
+def test_a_name_that_no_file_can_have_is_named(tmp_path: Path) -> None:
+    """Half a character, as JSON can write it."""
+    root = bundles.write(tmp_path / "evidence")
+    text = (root / "results.jsonl").read_text().replace("lab1/launches/001", "lab1/\\ud800/001")
+    (root / "results.jsonl").write_text(text)
+    about = json.loads((root / "bundle.json").read_text())
+    (root / "bundle.json").write_text(json.dumps({**about, "sealed": None}))
+    with pytest.raises(EvidenceError, match="wanted a name of a file below"):
+        Bundle.open(root)
+
+
 def test_a_recording_with_hostile_names_is_drawn(tmp_path: Path) -> None:
     """An ioctl of an unknown kind of descriptor has a lane, by the name that was recorded, made plain."""
     odd = recording.ioctl(0x1234, kind="<script>\x1b[31m", vm=None)

@@ -236,6 +236,19 @@ def test_tests_that_are_none_of_the_suites_speak_against_it(make: Make) -> None:
     assert "1 tests are none of the suites" in against(make(lines=[*bundles.results(), extra]))
 
 
+def test_a_test_of_another_requirement_speaks_against_it(make: Make) -> None:
+    """A result that was put under another requirement than its test decides."""
+    assert "1 tests name another requirement" in against(make(lines=lines(0, requirement="X-2")))
+
+
+@pytest.mark.parametrize("name", ["levels.toml", "requirements.toml", "known_defects.toml"])
+def test_what_judged_is_what_the_suites_have(make: Make, name: str) -> None:
+    """A catalogue that was another one while its files were hashed is told."""
+    text = bundles.LEVELS if name == "levels.toml" else bundles.CATALOGUE if name.startswith("req") else ""
+    report = make(files={name: f"# easier\n{text}"})
+    assert f"{name} is not the one of the suites" in against(report)
+
+
 def test_a_run_without_seal_says_so(make: Make) -> None:
     """A killed run makes a report, and reaches nothing."""
     report = make(sealed=False, run=bundles.about(ended=None))

@@ -198,6 +198,14 @@ def test_a_page_and_a_report_that_were_changed_alike_are_told(signed: Path) -> N
     assert verify(signed, None).wrong == ["report.json is not what the bundle makes: hosts differ"]
 
 
+def test_half_a_character_in_a_name_is_no_traceback(signed: Path) -> None:
+    """JSON can hold what no file system can: the page has it as an escape."""
+    report = json.loads((signed / "report.json").read_text())
+    report["evidence"][0]["path"] = "lab1/\ud800"
+    (signed / "report.json").write_bytes(qualify.to_bytes(report))
+    assert verify(signed, None).status == 1
+
+
 def test_an_envelope_of_another_report_is_told(signed: Path, keys: Keys) -> None:
     """The same key, another run."""
     envelope = (signed / "report.dsse.json").read_bytes()
@@ -252,6 +260,7 @@ def test_what_is_no_report_is_refused(signed: Path, content: bytes) -> None:
         (("results", 0, "outcome"), "splendid"),
         (("hosts", "lab1", "requirements", 0, "cells"), []),
         (("launch", "calls", 0, "at_us"), "now"),
+        (("launch", "calls", 0, "at_us"), 10**400),
         (("bundle", "sha256"), "x"),
         (("more",), 1),
     ],
