@@ -63,7 +63,7 @@ def read(place: Path) -> RunRead:
         if result.requirement is not None:
             key = result.host, result.requirement
             worst[key] = min(worst.get(key, result.outcome), result.outcome, key=_badness)
-    models = [f"{name}: model" for name, host in about.hosts.items() if host.model is not None]
+    models = [f"{name}: model, {host.model}" for name, host in about.hosts.items() if host.model is not None]
     defects = [f"defect: {name}" for name in about.defects]
     return RunRead(
         place=str(place),
@@ -80,10 +80,11 @@ def read(place: Path) -> RunRead:
 
 
 def page(runs: Iterable[RunRead]) -> bytes:
-    """The page: one file, nothing from elsewhere."""
+    """The page: one file, nothing from elsewhere. A run that is given twice is in it once."""
     from .trend_plot import plot
 
-    ordered = sorted(runs, key=lambda run: run.started)
+    once = {(run.started, run.run): run for run in runs}
+    ordered = [once[key] for key in sorted(once)]
     if not ordered:
         raise UsageError("trend: wanted at least one run")
     hosts = sorted({host for run in ordered for host in run.product})

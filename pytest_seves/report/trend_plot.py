@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Launch times as a plot, in SVG: one line for each vCPU count."""
+"""Launch times as a plot, in SVG: one line for each vCPU count, in multiples of its first time."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ def plot(runs: Sequence[Mapping[int, float]]) -> Markup | None:
 
     :param runs: milliseconds by vCPU count, of each run in order.
     """
-    counts = sorted({count for run in runs for count in run})
+    first: dict[int, float] = {}
+    for run in runs:
+        first = {**run, **first}
+    counts = sorted(count for count, taken in first.items() if taken > 0)
     if not counts:
         return None
+    times = [{count: run[count] / first[count] for count in counts if count in run} for run in runs]
     _plain_theme()
     chart = leather.Chart()
     chart.add_x_scale(1, max(len(runs), 2))
-    chart.add_y_scale(0, max(max(run.values(), default=0) for run in runs) * 1.1 or 1)
+    chart.add_y_scale(0, max(max(run.values(), default=0) for run in times) * 1.1)
     chart.add_x_axis(ticks=_ticks(len(runs)), name="run")
     # leather draws a legend for several lines only
-    chart.add_y_axis(name="ms" if len(counts) > 1 else f"ms, {counts[0]} vCPU")
+    chart.add_y_axis(name="of the first" if len(counts) > 1 else f"of the first, {counts[0]} vCPU")
     for place, count in enumerate(counts):
         colour = _COLOURS[place % len(_COLOURS)]
-        points = [(number, run[count]) for number, run in enumerate(runs, 1) if count in run]
+        points = [(number, run[count]) for number, run in enumerate(times, 1) if count in run]
         if len(points) == 1:  # a line through one point is none
             chart.add_dots(points, name=f"{count} vCPU", fill_color=colour)
         else:

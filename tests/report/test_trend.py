@@ -48,6 +48,12 @@ def test_runs_are_in_the_order_of_time(tmp_path: Path) -> None:
     assert "Trend of 3 runs" in page
 
 
+def test_a_run_that_is_given_twice_is_one(tmp_path: Path) -> None:
+    """As when a pattern finds a report and its bundle: otherwise it would be its own flake."""
+    one, two = run(tmp_path, 1, {0: "failed"}), run(tmp_path, 2)
+    assert "Trend of 2 runs" in trend.page([one, two, one]).decode()
+
+
 def test_a_flake_is_a_bad_outcome_on_the_same_product(tmp_path: Path) -> None:
     """The same host, kernel, firmware and VMM, and two outcomes: named with the runs in which it was bad."""
     runs = [
