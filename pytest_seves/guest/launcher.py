@@ -10,13 +10,13 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_seves.errors import RigError, Unsupported
-from pytest_seves.evidence.launch import Launch, Usage
+from pytest_seves.evidence.launch import Launch
 from pytest_seves.spec import kvm
 
 from . import qemu
@@ -138,8 +138,11 @@ class Launcher:
         request = {"name": name, "data_b64": data, "sha256": sha256, **where}
         return str(self._target.client.call("file.put", request, timeout_s=_PUT_TIMEOUT_S)["path"])
 
-    def launch(self, spec: GuestSpec) -> Launch:
-        """Launch it, whether one like it was launched before or not."""
+    def launch(self, spec: GuestSpec, *, usage: bool = False) -> Launch:
+        """Launch it, whether one like it was launched before or not.
+
+        :param usage: count what guests hold of the host, which takes being alone on it.
+        """
         target = self._target
         target.require_ready()
         if spec.init_path == "INIT2" and not (target.facts.vm_types or 0) >> kvm.KVM_X86_SEV_ES_VM & 1:
@@ -148,9 +151,9 @@ class Launcher:
             )
         argv, limit = self._argv(spec), _LAUNCH_S + _LAUNCH_VCPU_S * spec.vcpus
         self.launched += 1
-        given, what = self._circumstances(spec), f"{target.name}: launching a {spec.vcpus}-vCPU guest"
-        with target.progress.work(what):
-            launch = observe(target.client, argv, host=target.name, spec=spec, timeout_s=limit, **given)
+        given = {**self._circumstances(spec), "timeout_s": limit, "usage": usage}
+        with target.progress.work(f"{target.name}: launching a {spec.vcpus}-vCPU guest"):
+            launch = observe(target.client, argv, host=target.name, spec=spec, **given)
         if self._artifacts:
             launch = replace(launch, folder=str(self._archive(launch, spec)))
         return launch
@@ -162,16 +165,14 @@ class Launcher:
         extra = (*spec.extra, *qemu.attachable(f"{sockets}.qmp", f"{sockets}.hmp"))
         kept = replace(spec, extra=extra, ends=NEVER)
         self.launched += 1
-        with begin(
-            client, self._argv(kept), spec=kept, timeout_s=limit, **self._circumstances(spec)
-        ) as begun:
-            where = (f"{sockets}.qmp", f"{sockets}.hmp")
-            return Kept(self._target.entry, begun.number, *where, begun.deadline, begun.phase)
+        begun = begin(client, self._argv(kept), spec=kept, timeout_s=limit, **self._circumstances(spec))
+        where, deadline = (f"{sockets}.qmp", f"{sockets}.hmp"), time.monotonic() + begun["left_s"]
+        return Kept(self._target.entry, begun["launch"], *where, deadline, begun["phase"])
 
     def release(self, kept: Kept) -> None:
         """Wait until a kept guest has ended, by itself, by a person or by its deadline."""
         left = 0.1 if kept.phase else max(kept.deadline - time.monotonic(), 0.0) + _SETTLE_S
-        self._target.client.call("wait", {"launch": kept.number, "until": "exit", "timeout_s": left})
+        self._target.client.call("wait", {"launch": kept.number, "timeout_s": left})
 
     def _argv(self, spec: GuestSpec) -> tuple[str, ...]:
         facts = self._target.facts
@@ -255,10 +256,9 @@ class Alone:
         """Launch a guest; options as those of :class:`~pytest_seves.guest.spec.GuestSpec`."""
         self._launcher.served += 1
         self._launcher.last = spec = GuestSpec.of(**options)
-        before = self._usage()
-        launch = self._launcher.launch(spec)
+        launch = self._launcher.launch(spec, usage=True)
         self._launcher.tell(launch)
-        return replace(launch, usage=(before, self._usage(wanted=before)))
+        return launch
 
     def leave_free(self, es_asids: int | None) -> int:
         """Take SEV-ES ASIDs out of the pool until so many are left; None gives all back.
@@ -268,14 +268,3 @@ class Alone:
         :raise HostError: fewer than that were free.
         """
         return int(self._client.call("alone.hold", {"free": es_asids}, timeout_s=_ALONE_S)["held"])
-
-    def _usage(self, wanted: Usage | None = None) -> Usage:
-        args = {} if wanted is None else {"wanted": asdict(wanted), "settle_s": _SETTLE_S}
-        told = self._client.call("usage", args)
-        if None in told.values():
-            name = self._client.host.name
-            raise Unsupported(
-                f"{name}: this host does not tell what guests hold of it: {told}. ASIDs need the "
-                "misc controller (CONFIG_CGROUP_MISC), the firmware's guest count needs /dev/sev"
-            )
-        return Usage(**told)
