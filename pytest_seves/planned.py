@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -32,7 +33,19 @@ def plan(config: pytest.Config, options: Options, catalogues: Iterable[Path]) ->
     root = config.rootpath
     files = hashes(folders, root) | _above(config, folders)
     tests, why = _collect(config, options, folders)
-    return Plan(tests, why, files, package_sha256())
+    environment = {name: os.environ[name] for name in _OURS if os.environ.get(name)}
+    return Plan(tests, why, files, package_sha256(), _plugins(config), environment)
+
+
+def _plugins(config: pytest.Config) -> dict[str, str]:
+    """Installed ones by distribution, and modules that were named by -p or a variable."""
+    manager = config.pluginmanager
+    installed = {info.project_name: info.version for _, info in manager.list_plugin_distinfo()}
+    theirs = [plugin for plugin, _ in manager.list_plugin_distinfo()]
+    modules = [plugin for _, plugin in manager.list_name_plugin() if isinstance(plugin, ModuleType)]
+    named = [module.__name__ for module in modules if not any(module is plugin for plugin in theirs)]
+    own = ("_pytest.", "xdist.", "pytest_seves.")
+    return {name: "" for name in named if not name.startswith(own) and "conftest" not in name} | installed
 
 
 def _above(config: pytest.Config, folders: Iterable[Path]) -> dict[str, str]:

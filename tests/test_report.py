@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -135,6 +137,20 @@ def test_options_from_the_environment_do_not_hide_what_was_left_out(
     monkeypatch.setenv("PYTEST_ADDOPTS", "-k two")
     suite.runpytest_subprocess(*WHOLE)
     assert left_out(suite) == ["test_one[a]", "test_one[b]"]
+
+
+def test_what_took_part_is_told(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin that was named, and variables that pytest heeds, are in the report and on its page."""
+    suite.makepyfile(judge="")
+    suite.syspathinsert()
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p judge")
+    suite.runpytest_subprocess(*WHOLE)
+    told = report(suite)["suite"]
+    assert "judge" in told["plugins"]
+    assert told["plugins"]["pytest-xdist"]
+    assert not [name for name in told["plugins"] if name.startswith(("_pytest", "pytest_seves", "xdist"))]
+    assert told["environment"] == {"PYTEST_ADDOPTS": "-p judge"}
+    assert "PYTEST_ADDOPTS=-p judge" in (suite.path / "out" / "report.html").read_text()
 
 
 def test_a_run_that_stops_misses_the_rest(suite: pytest.Pytester) -> None:
@@ -270,3 +286,29 @@ def test_a_replay_makes_no_report(suite: pytest.Pytester) -> None:
     result = suite.runpytest_subprocess("--sev-replay=old", "--sev-report=out")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*`pytest-seves report BUNDLE --output DIR`*"])
+
+
+def test_a_run_on_the_model_is_signed_and_verified(tmp_path: Path, project: Path) -> None:
+    """Real launches: the page links to evidence that is there, a launch is drawn, and all of it holds."""
+    keys = write_keys(tmp_path)
+    out = tmp_path / "out"
+    argv = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "suites/vmsa",
+        "-k",
+        "2vcpu-ES and every_vcpu",
+        "--sev-host",
+        "model",
+    ]
+    argv += [f"--sev-report={out}", f"--sev-sign-key={keys.private}", "-p", "no:cacheprovider"]
+    done = subprocess.run(argv, cwd=project, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert main(["verify", str(out), "--key", str(keys.public)]) == 0
+    told: Json = json.loads((out / "report.json").read_text())
+    assert told["stamps"] == ["MODEL: NOT A QUALIFICATION"]
+    assert [call["name"] for call in told["launch"]["calls"]].count("KVM_CREATE_VCPU") == 2
+    links = re.findall(r'href="([^"]+)"', (out / "report.html").read_text())
+    assert links
+    assert all((out / unquote(link)).is_file() for link in links)

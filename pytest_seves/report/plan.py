@@ -26,12 +26,16 @@ class Plan:
     :param why: why it is not known.
     :param files: SHA-256 of the suites' files, by name from pytest's root directory.
     :param package: SHA-256 over the files of this package.
+    :param plugins: pytest's plugins that took part, by distribution or name, with their versions.
+    :param environment: what else changed pytest's behaviour: variables by name.
     """
 
     tests: Mapping[str, str] | None
     why: str
     files: Mapping[str, str]
     package: str
+    plugins: Mapping[str, str]
+    environment: Mapping[str, str]
 
     @property
     def sha256(self) -> str:
@@ -42,10 +46,9 @@ class Plan:
         """The file's content."""
         head = {"format": FORMAT, "version": VERSION, "why": self.why, "package": self.package}
         tests = None if self.tests is None else dict(self.tests)
-        return (
-            json.dumps({**head, "sha256": self.sha256, "files": dict(self.files), "tests": tests}, indent=1)
-            + "\n"
-        )
+        run = {"plugins": dict(self.plugins), "environment": dict(self.environment)}
+        whole = {**head, **run, "sha256": self.sha256, "files": dict(self.files), "tests": tests}
+        return json.dumps(whole, indent=1) + "\n"
 
 
 def digest(files: Mapping[str, str]) -> str:
@@ -85,10 +88,12 @@ def read(content: bytes) -> Plan:
         raw: dict[str, Any] = json.loads(content)
         if (raw["format"], raw["version"]) != (FORMAT, VERSION):
             raise ValueError(f"wanted {FORMAT!r} version {VERSION}, got {str(raw['format'])[:80]!r}")
-        tests, files = raw["tests"], raw["files"]
-        texts = [*files.items(), *(tests or {}).items()]
+        tests, files, plugins, environment = (
+            raw[key] for key in ("tests", "files", "plugins", "environment")
+        )
+        texts = [*files.items(), *plugins.items(), *environment.items(), *(tests or {}).items()]
         if not all(isinstance(part, str) for pair in texts for part in pair):
-            raise ValueError("files and tests: wanted texts by name")
-        return Plan(tests, str(raw["why"]), files, str(raw["package"]))
+            raise ValueError("files, plugins, environment and tests: wanted texts by name")
+        return Plan(tests, str(raw["why"]), files, str(raw["package"]), plugins, environment)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise EvidenceError(f"{NAME}: {type(error).__name__}: {error}", file=NAME) from error

@@ -159,6 +159,10 @@ def _suite(run: _Run) -> Json:
         "sha256": known.sha256 if known else None,
         "files": len(known.files) if known else None,
         "package": known.package if known else None,
+        "plugins": {bounded(name): bounded(version) for name, version in known.plugins.items()}
+        if known
+        else {},
+        "environment": {bounded(k): bounded(v) for k, v in known.environment.items()} if known else {},
         "planned": len(known.tests) if known and known.tests is not None else None,
     }
 
@@ -253,6 +257,9 @@ def _general(run: _Run, host: HostAbout, judged: Mapping[str, Judged]) -> tuple[
         against.append(
             f"--sev-defect {', '.join(map(bounded, about.defects))}: something was made wrong on purpose"
         )
+    launched = [d for m in run.bundle.manifests for d in m.environment.get("defects", ())]
+    if launched and not about.defects:
+        against.append(f"launches were made wrong on purpose, and the run does not say so: {launched[0]}")
     if _replayed(about.arguments):
         stamps.append("REPLAYED: NOT A QUALIFICATION")
         against.append("the run judged archived evidence again (--sev-replay), and no host")

@@ -157,7 +157,7 @@ def plan(tests: dict[str, str] | None = None, more: dict[str, str] | None = None
     files = {"suites/x/test_x.py": "0" * 64}
     texts = {"requirements.toml": CATALOGUE, "levels.toml": LEVELS, **(more or {})}
     files |= {f"suites/{name}": _sha256(text.encode()) for name, text in texts.items()}
-    return Plan(known, "", files, "1" * 64).to_json()
+    return Plan(known, "", files, "1" * 64, {"pytest-xdist": "3.8"}, {}).to_json()
 
 
 def write(
@@ -169,10 +169,12 @@ def write(
     launches: int = 2,
     sealed: bool = True,
     timeline: bytes | None = None,
+    made_wrong: str = "",
 ) -> Path:
     """A bundle.
 
     :param timeline: of each launch.
+    :param made_wrong: a defect of each launch.
     :param files: further files, or others in the place of those there are; None leaves one out.
     """
     told = about() if run is None else run
@@ -180,7 +182,8 @@ def write(
     for name in told["hosts"]:
         written[f"{name}/facts.json"] = _json(facts())
         for number in range(launches):
-            written.update(launch(name, number, timeline or recording.jsonl(recording.launch(2))))
+            recorded = timeline or recording.jsonl(recording.launch(2))
+            written.update(launch(name, number, recorded, made_wrong))
     own = [dict(line) for line in (results() if lines is None else lines)]
     for line in own:
         line["evidence"] = [_evidence(number, line["host"], written) for number in line["evidence"]]
@@ -199,7 +202,7 @@ def write(
     return root
 
 
-def launch(host: str, number: int, timeline: bytes) -> dict[str, bytes]:
+def launch(host: str, number: int, timeline: bytes, made_wrong: str = "") -> dict[str, bytes]:
     """The files of a launch of 2 vCPUs, by name."""
     folder = f"{host}/launches/{number + 1:03}-2vcpu-ES+NODBG"
     manifest = {
@@ -209,7 +212,7 @@ def launch(host: str, number: int, timeline: bytes) -> dict[str, bytes]:
         "host": host,
         "spec": {"vcpus": 2, "policy": 5, "faults": []},
         "argv": ["qemu-system-x86_64", "-machine", "q35"],
-        "environment": {},
+        "environment": {"defects": [made_wrong] if made_wrong else []},
         "exit": {"status": 0, "signal": None},
         "phase": "",
         "outputs": {},

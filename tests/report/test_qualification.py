@@ -249,6 +249,13 @@ def test_what_judged_is_what_the_suites_have(make: Make, name: str) -> None:
     assert f"{name} is not the one of the suites" in against(report)
 
 
+def test_a_launch_with_a_defect_that_the_run_denies(make: Make) -> None:
+    """A manifest tells what its launch was made wrong in."""
+    assert "made wrong on purpose, and the run does not say so: vmsa-update-twice" in against(
+        make(made_wrong="vmsa-update-twice")
+    )
+
+
 def test_a_run_without_seal_says_so(make: Make) -> None:
     """A killed run makes a report, and reaches nothing."""
     report = make(sealed=False, run=bundles.about(ended=None))
