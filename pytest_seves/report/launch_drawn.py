@@ -13,6 +13,7 @@ from pytest_seves.evidence.bundle import Bundle, LaunchManifest
 from pytest_seves.evidence.events import Event
 from pytest_seves.evidence.timeline import Stage, Timeline
 from pytest_seves.spec import sev
+from pytest_seves.spec.sev import Policy
 
 from .words import bounded
 
@@ -20,6 +21,7 @@ from .words import bounded
 _VCPUS = (2, 3, 4, 1, 8)
 _SEVERAL = (2, 3, 4)
 _CALLS = 400
+_MOST = 1 << 62
 #: Launches that are looked at: those that most tests judged come first.
 _TRIED = 20
 _TIMELINE = "timeline.jsonl"
@@ -35,21 +37,25 @@ def drawn(bundle: Bundle) -> dict[str, Any] | None:
             timeline = Timeline.from_jsonl(bundle.content(manifest, _TIMELINE))
         except EvidenceError:
             continue  # of a launch whose recording is damaged nothing is drawn; verify names it
-        if timeline.stage == Stage.RUNNING:
+        if all(map(_sane, timeline.recorded)) and timeline.stage == Stage.RUNNING:
             return _data(manifest, timeline)
     return None
+
+
+def _sane(call: Event) -> bool:
+    """What the decoder takes as it comes: numbers of a size that can be drawn."""
+    numbers = (call.time_ns, call.duration_ns, call.result)
+    return all(number is None or (type(number) is int and abs(number) < _MOST) for number in numbers)
 
 
 def _candidates(bundle: Bundle) -> Iterator[LaunchManifest]:
     def of_interest(manifest: LaunchManifest) -> bool:
         spec = manifest.spec
         policy = spec.get("policy")
-        return (
-            isinstance(policy, int)
-            and bool(policy & 4)
-            and spec.get("vcpus") in _VCPUS
-            and not spec.get("faults")
-        )
+        if type(policy) is not int or not 0 <= policy < 1 << 32:
+            return False
+        vcpus = spec.get("vcpus")
+        return bool(policy & Policy.ES) and type(vcpus) is int and vcpus in _VCPUS and not spec.get("faults")
 
     def order(manifest: LaunchManifest) -> tuple[bool, int, int]:
         vcpus = manifest.spec["vcpus"]

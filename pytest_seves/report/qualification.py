@@ -14,7 +14,7 @@ from typing import Any
 
 from pytest_seves import __version__
 from pytest_seves.errors import EvidenceError, UsageError
-from pytest_seves.evidence.bundle import ABOUT, RESULTS, Bundle, HostAbout, Result
+from pytest_seves.evidence.bundle import ABOUT, RESULTS, Bundle, Evidence, HostAbout, Result
 from pytest_seves.evidence.folder import Folder
 from pytest_seves.host.facts_file import facts_of
 
@@ -56,7 +56,7 @@ def document(bundle: Bundle, *, path: str | None, made: str, keyid: str | None, 
     about = bundle.about
     _sound(bundle)
     names = {e.path: e for result in bundle.results for e in result.evidence}
-    evidence = [_evidence(entry.kind, entry.path, entry.id, entry.request) for entry in names.values()]
+    evidence = [_evidence(entry) for entry in names.values()]
     run = _Run(
         bundle, _catalogue(bundle), _levels(bundle), _plan(bundle), {p: n for n, p in enumerate(names)}
     )
@@ -120,8 +120,8 @@ def _sound(bundle: Bundle) -> None:
                 raise EvidenceError(f"{where}: {bounded(entry.path, 200)!r}: wanted a name below the bundle")
 
 
-def _evidence(kind: str, path: str, sha256: str, request: Mapping[str, Any] | None) -> Json:
-    return {"kind": bounded(kind), "path": bounded(path), "id": bounded(sha256)}
+def _evidence(entry: Evidence) -> Json:
+    return {"kind": bounded(entry.kind), "path": bounded(entry.path), "id": bounded(entry.id)}
 
 
 def _text(bundle: Bundle, name: str) -> str | None:

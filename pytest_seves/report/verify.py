@@ -127,15 +127,18 @@ def _page(found: Findings, report: Json, page: bytes, same: bool, signed: bool) 
 
 def _strangers(found: Findings, root: Path, report: Json) -> None:
     """Nothing lies there that is none of the report: it would look as if it was vouched for."""
-    bundle = report["bundle"]["path"]
-    top = None if bundle is None else bundle.split("/")[0]
-    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
-        if entry.is_symlink():
-            found.wrong.append(f"{entry.name} is a link: nothing here may lead elsewhere")
-        elif entry.name not in _FILES | {top}:
-            found.wrong.append(
-                f"{entry.name} is none of the report's files, and nothing vouches for it: remove it"
-            )
+    way = (report["bundle"]["path"] or "").split("/")  # each of these leads to the next, and to nothing else
+    for depth, part in enumerate(way):
+        folder = root.joinpath(*way[:depth])
+        known = {part} | (_FILES if depth == 0 else set())
+        for entry in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
+            name = entry.relative_to(root).as_posix()
+            if entry.is_symlink():
+                found.wrong.append(f"{name} is a link: nothing here may lead elsewhere")
+            elif entry.name not in known:
+                found.wrong.append(
+                    f"{name} is none of the report's files, and nothing vouches for it: remove it"
+                )
 
 
 def _signature(

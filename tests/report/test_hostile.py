@@ -305,6 +305,16 @@ def test_a_name_that_no_file_can_have_is_named(tmp_path: Path) -> None:
         Bundle.open(root)
 
 
+@pytest.mark.parametrize(
+    "odd", [{"t": 10**400}, {"dt": "soon"}, {"ret": "0"}, {"ret": 10**400}, {"dt": 1e999}], ids=str
+)
+def test_a_recording_with_odd_numbers_is_not_drawn(tmp_path: Path, odd: Json) -> None:
+    """The report is made without it."""
+    content = recording.jsonl([*recording.launch(2), {**recording.run(1), **odd}])
+    root = bundles.write(tmp_path / "evidence", timeline=content)
+    assert qualify.write(Bundle.open(root), tmp_path, None)["launch"] is None
+
+
 def test_a_recording_with_hostile_names_is_drawn(tmp_path: Path) -> None:
     """An ioctl of an unknown kind of descriptor has a lane, by the name that was recorded, made plain."""
     odd = recording.ioctl(0x1234, kind="<script>\x1b[31m", vm=None)

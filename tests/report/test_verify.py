@@ -278,6 +278,15 @@ def test_a_report_that_does_not_fit_is_refused(
     assert verify(signed, None).status == 1
 
 
+def test_nothing_lies_on_the_way_to_the_bundle(tmp_path: Path) -> None:
+    """A directory between the report and its bundle holds the bundle alone."""
+    root = bundles.write(tmp_path / "r" / "more" / "evidence")
+    qualify.write(Bundle.open(root), tmp_path / "r", None)
+    assert verify(tmp_path / "r", None).wrong == []
+    (tmp_path / "r" / "more" / "report.html").write_text("forged")
+    assert "more/report.html is none of the report's files" in verify(tmp_path / "r", None).wrong[0]
+
+
 def test_a_bundle_that_lies_elsewhere(tmp_path: Path, keys: Keys) -> None:
     """It is not looked for; with --bundle it is checked."""
     root = bundles.write(tmp_path / "bundle")
