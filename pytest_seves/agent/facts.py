@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pytest_seves.agent import cpuid
+from pytest_seves.agent import board, cpuid
 from pytest_seves.spec import kvm, sev
 from pytest_seves.spec.layout import Layout
 
@@ -66,6 +66,8 @@ def gather(args: Json) -> Json:
         "misc": misc,
         "memlock": lambda: list(resource.getrlimit(resource.RLIMIT_MEMLOCK)),
         "microcode": _microcode,
+        "dmi": board.dmi,
+        "kernel_build_id": board.kernel_build_id,
         "vmm": lambda: _vmm(args.get("vmm")),
         "firmware": lambda: _firmware(args.get("firmware")),
     }

@@ -120,6 +120,8 @@ class HostFacts:
     memlock_known: bool
     ipc_lock: bool
     microcode: str | None
+    dmi: Mapping[str, str]
+    kernel_build_id: str | None
     clock_skew_s: float | None
     vmm: VmmFacts
     firmware: FirmwareFacts
@@ -200,6 +202,8 @@ def decode_facts(raw: Json, *, now_ns: int | None = None) -> HostFacts:
         memlock_known=bool(limits),
         ipc_lock=bool(_hex(_text(raw, "cap_eff")) & _CAP_IPC_LOCK),
         microcode=_text(raw, "microcode"),
+        dmi=_strings(_table(raw, "dmi")),
+        kernel_build_id=_text(raw, "kernel_build_id"),
         clock_skew_s=None if now_ns is None or time_ns is None else (time_ns - now_ns) / 1e9,
         vmm=_vmm(_table(raw, "vmm")),
         firmware=_firmware(_table(raw, "firmware")),
