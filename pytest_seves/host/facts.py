@@ -19,6 +19,8 @@ from pytest_seves.measurement.firmware_table import FirmwareTable, parse
 from pytest_seves.spec import sev
 from pytest_seves.spec.layout import Field, Layout
 
+from .guest_kernel import KernelFacts, decode_kernel
+
 Json = Mapping[str, Any]
 
 #: linux/psp-sev.h, struct sev_user_data_snp_status.
@@ -137,6 +139,7 @@ class HostFacts:
     clock_skew_s: float | None
     vmm: VmmFacts
     firmware: FirmwareFacts
+    guest_kernel: KernelFacts
 
     @property
     def es_asids(self) -> int | None:
@@ -217,6 +220,7 @@ def decode_facts(raw: Json, *, now_ns: int | None = None) -> HostFacts:
         clock_skew_s=None if now_ns is None or time_ns is None else (time_ns - now_ns) / 1e9,
         vmm=_vmm(_table(raw, "vmm")),
         firmware=_firmware(_table(raw, "firmware")),
+        guest_kernel=decode_kernel(_table(raw, "guest_kernel")),
     )
 
 

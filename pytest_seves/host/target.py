@@ -118,7 +118,8 @@ class Target:
     @cached_property
     def facts(self) -> HostFacts:
         """What the host is, asked once."""
-        wanted = {"vmm": self.entry.vmm.binary, "firmware": self.entry.firmware.path}
+        guest = {"kernel": self.entry.guest.kernel, "msr_module": self.entry.guest.msr_module}
+        wanted = {"vmm": self.entry.vmm.binary, "firmware": self.entry.firmware.path, **guest}
         client = self.client
         with self.progress.work(f"{self.name}: looking at the host"):
             raw: dict[str, Any] = client.call("facts", wanted, timeout_s=_FACTS_TIMEOUT_S)
