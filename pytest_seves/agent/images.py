@@ -33,8 +33,10 @@ def firmware(path: str | None) -> Json:
 def kernel(path: str | None, msr_module: str | None = None) -> Json:
     """A kernel for guests: size, SHA-256, its release, and its msr driver where there is one as a module.
 
-    :param path: None for the kernel that this host runs, where distributions put it.
+    :param path: None for the kernel that this host runs, where distributions put it; empty for none.
     """
+    if path == "":
+        return {"path": None, "error": "no kernel named"}
     path = path or f"/boot/vmlinuz-{os.uname().release}"
     try:
         facts = {"path": path, **regular(path), "release": _release(path)}

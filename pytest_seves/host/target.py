@@ -118,7 +118,9 @@ class Target:
     @cached_property
     def facts(self) -> HostFacts:
         """What the host is, asked once."""
-        guest = {"kernel": self.entry.guest.kernel, "msr_module": self.entry.guest.msr_module}
+        # The model's kernel is a name: a file of that name on this machine has nothing to do with it.
+        kernel = self.entry.guest.kernel or ("" if self.entry.model else None)
+        guest = {"kernel": kernel, "msr_module": self.entry.guest.msr_module}
         wanted = {"vmm": self.entry.vmm.binary, "firmware": self.entry.firmware.path, **guest}
         client = self.client
         with self.progress.work(f"{self.name}: looking at the host"):

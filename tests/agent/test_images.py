@@ -80,6 +80,11 @@ def test_a_declared_driver_goes_first(tmp_path: Path) -> None:
     assert images.kernel(str(path), "/x/msr.ko")["msr_module"] == "/x/msr.ko"
 
 
+def test_no_kernel_is_none() -> None:
+    """Where a host is to have none, none is looked for."""
+    assert images.kernel("") == {"path": None, "error": "no kernel named"}
+
+
 def test_without_a_name_it_is_the_host_s_own_kernel() -> None:
     """No path: where distributions put the running kernel, readable or not."""
     got = images.kernel(None)
