@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import gzip
 import lzma
+import zlib
 from typing import TYPE_CHECKING, Any
 
-from pytest_seves.errors import Unsupported
+from pytest_seves.errors import RigError, Unsupported
 
 from .linux.initramfs import probe_initramfs
 from .spec import HOST_KERNEL, PROBE_INITRD
@@ -28,7 +29,7 @@ END = r"SEVES1 n=\d+ end scenario=linux [^\n]*\n"
 #: The kernel's own console is where the report will be.
 COMMAND_LINE = "console=ttyS0"
 _DECOMPRESS = {".xz": lzma.decompress, ".gz": gzip.decompress}
-#: From the reset vector to the end of the report, on hardware some 10 s.
+#: From the reset vector to the end of the report: what a guest that hangs costs.
 _BOOT_S, _CYCLE_S = 180.0, 2.0
 _OFF_S = 30.0
 
@@ -48,14 +49,22 @@ def host_kernel(target: Target) -> str:
 
 
 def host_initramfs(target: Target) -> bytes:
-    """Our initramfs, with the msr driver of that kernel where the host has it."""
+    """Our initramfs, with the msr driver of that kernel where the host has it.
+
+    :raise RigError: the driver is there, and cannot be read or decompressed.
+    """
     path = target.facts.guest_kernel.msr_module
     if path is None:
         return probe_initramfs()
     told = target.client.call("file.read", {"path": path})
     module = base64.b64decode(told["data_b64"])
     decompress = _DECOMPRESS.get(path[path.rfind(".") :], bytes)
-    return probe_initramfs(decompress(module))
+    try:
+        return probe_initramfs(decompress(module))
+    except (lzma.LZMAError, OSError, EOFError, zlib.error) as error:
+        raise RigError(
+            f"{target.name}: {path}: wanted a kernel module to decompress; got: {error}"
+        ) from error
 
 
 class Linux:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_seves.errors import Unsupported
+from pytest_seves.errors import RigError, Unsupported
 from pytest_seves.evidence.timeline import Stage
 from pytest_seves.guest.firmware_image import build_variant
 from pytest_seves.guest.kernel import host_initramfs
@@ -19,10 +20,11 @@ from pytest_seves.guest.launcher import Launcher
 from pytest_seves.guest.linux.build import BINARY
 from pytest_seves.host.inventory import GuestKernel
 from pytest_seves.host.target import Target
+from pytest_seves.hosts import entry_of
 from pytest_seves.spec.sev import SevCmd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pytest_seves.evidence.launch import Launch
     from pytest_seves.model.host import ModelHost
@@ -54,8 +56,6 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def named(model: ModelHost, kernel: Path) -> Iterator[Target]:
     """The model, whose lab file names that kernel."""
-    from pytest_seves.hosts import entry_of
-
     guest = GuestKernel(str(kernel), msr_module=str(kernel.parent / "msr.ko"))
     with Target(replace(entry_of(model), guest=guest)) as connected:
         yield connected
@@ -81,11 +81,23 @@ def test_the_kernel_of_the_lab_file_is_handed_over(named: Target, kernel: Path) 
     assert first.argv[first.argv.index("-initrd") + 1] == second.argv[second.argv.index("-initrd") + 1]
 
 
-def test_the_driver_of_the_host_is_in_the_initramfs(named: Target) -> None:
-    """What the host has as msr driver of that kernel goes along with our init."""
-    unpacked = gzip.decompress(host_initramfs(named))
-    assert b"a driver" in unpacked
-    assert BINARY.read_bytes() in unpacked
+@pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".xz", lzma.compress), (".gz", gzip.compress)])
+def test_the_driver_of_the_host_is_in_the_initramfs(
+    model: ModelHost, tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]
+) -> None:
+    """What the host has as msr driver of that kernel goes along with our init, decompressed."""
+    (tmp_path / "vmlinuz").write_bytes(empty_kernel())
+    driver = tmp_path / f"msr.ko{suffix}"
+    driver.write_bytes(pack(b"a driver"))
+    guest = GuestKernel(str(tmp_path / "vmlinuz"), msr_module=str(driver))
+    with Target(replace(entry_of(model), guest=guest)) as host:
+        unpacked = gzip.decompress(host_initramfs(host))
+        assert b"a driver" in unpacked
+        assert BINARY.read_bytes() in unpacked
+        if suffix:
+            driver.write_bytes(b"damaged")
+            with pytest.raises(RigError, match=r"msr.ko.*: wanted a kernel module to decompress"):
+                host_initramfs(host)
 
 
 def test_hashes_of_the_kernel_are_measured(named: Target) -> None:
