@@ -110,6 +110,14 @@ def test_hashes_of_the_kernel_are_measured(named: Target) -> None:
     assert "kernel-hashes=on" in ",".join(hashed.argv)
 
 
+def test_firmware_without_a_place_for_hashes(named: Target) -> None:
+    """The generic OVMF has none: the VMM refuses, in order, and the guest never runs."""
+    launch = Launcher(named)(policy=SEV_ES, kernel="host", initrd="probe", kernel_hashes=True)
+    assert launch.timeline.runs == ()
+    assert (launch.exit.status, launch.exit.signal) == (1, None)
+    assert "hash" in launch.stderr.text
+
+
 def updates(launch: Launch) -> int:
     """Successful LAUNCH_UPDATE_DATA."""
     launch.reached(Stage.RUNNING)
