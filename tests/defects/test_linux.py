@@ -90,13 +90,15 @@ def _launched(spec: GuestSpec, folder: Path) -> Launch:
 
 
 def _ends(vmm: subprocess.Popen[bytes], console: Path) -> bool:
-    """Wait until it has ended; no longer than `GRACE_S` once the guest has asked to be powered off."""
+    """Wait until it has ended; no longer than `GRACE_S` once the guest was seen to have powered off."""
+    off = False
     for _ in range(LIMIT_S // GRACE_S):
         try:
             vmm.wait(GRACE_S)
         except subprocess.TimeoutExpired:
-            if b"reboot: Power down" in console.read_bytes():
+            if off:
                 return False
+            off = b"reboot: Power down" in console.read_bytes()
         else:
             return True
     return False
