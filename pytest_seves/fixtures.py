@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,7 +41,7 @@ def launch_guest(sev_host: Target, request: pytest.FixtureRequest) -> Launcher:
     run.note(request.node, sev_host)
     launcher = run.launcher(sev_host)
     launcher.last = None
-    launcher.on_evidence = lambda folder: request.node.user_properties.append(("evidence", folder))
+    launcher.on_launch = functools.partial(run.served, request.node)
     return launcher
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from .fixtures import kvm, launch_guest, sev_host
 from .options import add_options, read_options, refuse_directories_as_words, share_launches
+from .reports import make_harmless
 
 if TYPE_CHECKING:
     from .run import Run
@@ -80,8 +81,11 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Tell a broken rig, and a requirement that could not be decided, from a failed one."""
     report = yield
-    if call.excinfo is not None and RUN in item.config.stash:
-        item.config.stash[RUN].classify(item, report, call.excinfo.value)
+    if RUN in item.config.stash:
+        if call.excinfo is not None:
+            item.config.stash[RUN].classify(item, report, call.excinfo.value)
+        if "sev_host" in getattr(item, "fixturenames", ()):
+            make_harmless(report)
     return report
 
 

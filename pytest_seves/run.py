@@ -16,12 +16,17 @@ from .errors import InventoryError, RigError, SevesError, UsageError
 from .host.lease import Tenant
 from .hosts import Hosts
 from .options import Options
+from .properties import note_guest
 from .report import catalogue
 from .screen import progress
+from .text import plain
 from .verdicts import Verdicts
 
 if TYPE_CHECKING:
+    from .allure_results import AllureResults
+    from .evidence.launch import Launch
     from .guest.launcher import Launcher
+    from .guest.spec import GuestSpec
     from .host.target import Target
 
 
@@ -47,6 +52,12 @@ class Run:
             raise pytest.UsageError(str(error)) from None
         self.watch = Watch(options, self._hosts, worker)
         config.pluginmanager.register(self.watch, "sev-watch")
+        self.allure: AllureResults | None = None
+        if getattr(config.option, "allure_report_dir", None) and not config.option.collectonly:
+            from .allure_results import AllureResults
+
+            self.allure = AllureResults(config, options, self._hosts)
+            config.pluginmanager.register(self.allure, "sev-allure")
         self._blocked = Blocked()
         self._verdicts = Verdicts(config, options, self._hosts, self._blocked)
         if self._worker is None:
@@ -109,6 +120,7 @@ class Run:
 
     def _say(self, text: str) -> None:
         """Show a line at once, although output is captured. A worker has standard error only."""
+        text = plain(text)  # another run's name, a lab's reason
         capture = self._config.pluginmanager.getplugin("capturemanager")
         with capture.global_and_fixture_disabled() if capture else nullcontext():
             reporter = self._config.pluginmanager.getplugin("terminalreporter")
@@ -132,6 +144,12 @@ class Run:
             if any(known.affects(marker.args[0], name, *product) for product in (vmm, kernel)):
                 reason = f"known defect: {known.what} ({known.reference})"
                 item.add_marker(pytest.mark.xfail(raises=AssertionError, strict=True, reason=reason))
+
+    def served(self, item: pytest.Item, spec: GuestSpec, launch: Launch) -> None:
+        """Note a guest that the test was given."""
+        note_guest(item, spec, launch.folder)
+        if self.allure is not None:
+            self.allure.launched(spec, launch)
 
     def classify(self, item: pytest.Item, report: pytest.TestReport, error: BaseException) -> None:
         """A broken rig, or a wrong call in a test, is an error and no failure; undecided is neither."""

@@ -14,6 +14,8 @@ from .guest.defects import DEFECTS
 from .hosts import Hosts
 from .options import Options
 from .report import catalogue, listing, markdown, summary
+from .reports import message
+from .reports import outcome as _outcome
 
 _COLOURS: dict[str, dict[str, bool]] = {
     "passed": {"green": True},
@@ -132,21 +134,5 @@ class Verdicts:
         return [r for path in self._catalogues for r in catalogue.load(path).values()]
 
 
-def _outcome(report: pytest.TestReport) -> str:
-    if getattr(report, "sev_undecided", False):
-        return "undecided"
-    if hasattr(report, "wasxfail"):
-        return "known defect" if report.skipped else "unexpected pass"
-    if report.failed and report.longrepr and str(report.longrepr).startswith("[XPASS(strict)]"):
-        return "unexpected pass"
-    if report.failed and report.when != "call":
-        return "error"
-    return str(report.outcome)
-
-
 def _why(report: pytest.TestReport) -> str:
-    if hasattr(report, "wasxfail"):
-        return report.wasxfail.removeprefix("reason: ")
-    crash = getattr(report.longrepr, "reprcrash", None)
-    message = str(crash.message if crash else report.longrepr or "")
-    return message.partition("\n")[0].removeprefix("pytest_seves.errors.").rstrip(":")[:400]
+    return message(report).partition("\n")[0].rstrip(":")[:400]

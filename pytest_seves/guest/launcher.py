@@ -60,8 +60,8 @@ class Launcher:
         self._artifacts = artifacts
         self._worker = worker
         self._kept: dict[GuestSpec, Launch | RigError] = {}
-        #: Called with the directory that holds the evidence of a guest, whenever one is asked for.
-        self.on_evidence: Callable[[str], None] = lambda folder: None
+        #: Called with a guest and its evidence, whenever one is asked for.
+        self.on_launch: Callable[[GuestSpec, Launch], None] = lambda spec, launch: None
         #: Guests launched, and times one was asked for.
         self.launched = 0
         self.served = 0
@@ -86,13 +86,8 @@ class Launcher:
         kept = self._kept[spec]
         if isinstance(kept, RigError):
             raise kept
-        self.tell(kept)
+        self.on_launch(spec, kept)
         return kept
-
-    def tell(self, launch: Launch) -> None:
-        """Say where the evidence of this launch is."""
-        if launch.folder:
-            self.on_evidence(launch.folder)
 
     @contextmanager
     def alone(self) -> Iterator[Alone]:
@@ -257,8 +252,9 @@ class Alone:
         self._launcher.last = spec = GuestSpec.of(**options)
         before = self._usage()
         launch = self._launcher.launch(spec)
-        self._launcher.tell(launch)
-        return replace(launch, usage=(before, self._usage(wanted=before)))
+        launch = replace(launch, usage=(before, self._usage(wanted=before)))
+        self._launcher.on_launch(spec, launch)
+        return launch
 
     def leave_free(self, es_asids: int | None) -> int:
         """Take SEV-ES ASIDs out of the pool until so many are left; None gives all back.
