@@ -167,7 +167,7 @@ class AllureResults:
         result.status = allure_files.STATUS[word]
         result.statusDetails = None
         if word != "passed":
-            why = why if why.startswith(word) else f"{word}: {why}"
+            why = why if word == "failed" or why.startswith(word) else f"{word}: {why}"
             trace = "" if word == "skipped" else worst.longreprtext
             known = True if word == "known defect" else None
             result.statusDetails = StatusDetails(known=known, message=why, trace=trace)
@@ -214,7 +214,7 @@ class AllureResults:
             "level": level,
             "source": requirement.source,
         }
-        result.labels += [Label(name, value) for name, value in labels.items()]
+        result.labels = [*(Label(name, value) for name, value in labels.items()), *result.labels]
         result.description = (
             f"{own}\n\n{identifier} ({level}): {requirement.sentence}\n\nSource: {requirement.source}"
         )

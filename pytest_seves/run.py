@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +20,7 @@ from .hosts import Hosts
 from .options import Options
 from .properties import note_guest
 from .report import catalogue
+from .report.junit import obey_schema
 from .screen import progress
 from .text import plain
 from .verdicts import Verdicts
@@ -199,7 +202,16 @@ class Run:
             self._blocked.add(found)
             session.exitstatus = self._blocked.exit_status(exitstatus)
             self._verdicts.write()
+            self._finish_junit()
         self._hosts.close()
+
+    def _finish_junit(self) -> None:
+        """pytest has written the file: our hook comes last."""
+        given = self._config.getoption("xmlpath", None)
+        if given and self._config.getini("junit_family") == "xunit2":
+            file = Path(os.path.expandvars(given)).expanduser()  # as pytest does
+            if file.is_file():
+                obey_schema(file)
 
     def pytest_unconfigure(self) -> None:
         """Whatever happened before, leave nothing behind."""

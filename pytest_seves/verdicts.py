@@ -105,7 +105,8 @@ class Verdicts:
             verdicts.setdefault(host, {})["blocked"] = {"verdict": "blocked", **row}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "verdicts.json").write_text(json.dumps(verdicts, indent=2) + "\n")
-        (folder / "summary.md").write_text(markdown.render(self._verdicts, self._notes()))
+        told = markdown.render(self._verdicts, self._notes(), requirements=self._requirements())
+        (folder / "summary.md").write_text(told)
 
     def _notes(self) -> list[str]:
         """What must not be taken from the verdicts."""
