@@ -47,6 +47,8 @@ def make_harmless(report: pytest.TestReport) -> None:
         (name, plain(value, LONGEST_LINE) if isinstance(value, str) else value)
         for name, value in report.user_properties
     ]
+    if hasattr(report, "wasxfail"):
+        report.wasxfail = plain(report.wasxfail, LONGEST_LINE)
     shown: Any = report.longrepr
     if isinstance(shown, str):
         report.longrepr = _block(shown)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 
 _SUSPECT = re.compile(r"[^\n\t -~]")
+#: At the beginning of a line: what GitHub's and Azure's runners take for a command, wherever a log has it.
+_COMMAND = re.compile(r"^([ \t]*)(?=::|##\[)", re.MULTILINE)
 
 
 def plain(text: str, longest: int | None = None) -> str:
@@ -13,7 +15,7 @@ def plain(text: str, longest: int | None = None) -> str:
 
     Line feeds and tabs stay, and what can be printed; the rest (escape sequences, NUL, carriage returns,
     bidirectional overrides, lone surrogates) becomes its escape: ``\x1b``. Applied twice it changes nothing
-    more.
+    more. A line that a CI runner would take for a command to it begins with a backslash.
 
     :param longest: characters of `text` that are kept: its beginning and its end, with a word on what is
         missing between them.
@@ -21,7 +23,7 @@ def plain(text: str, longest: int | None = None) -> str:
     if longest is not None and len(text) > longest:
         half = longest // 2
         text = f"{text[:half]}[... {len(text) - 2 * half} characters ...]{text[-half:]}"
-    return _SUSPECT.sub(_shown, text)
+    return _COMMAND.sub(r"\1\\", _SUSPECT.sub(_shown, text))
 
 
 def one_line(text: str, longest: int | None = None) -> str:

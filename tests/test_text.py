@@ -21,6 +21,7 @@ from pytest_seves.text import one_line, plain
         ("a\u2028b\x85c", "a\\u2028b\\x85c"),
         ("lines\n\tstay, gr\xfcn \N{SNOWMAN} stays", "lines\n\tstay, gr\xfcn \N{SNOWMAN} stays"),
         ("</script><b>", "</script><b>"),
+        ("a ::b\n::error::x\n\t##[group]y\n##z", "a ::b\n\\::error::x\n\t\\##[group]y\n##z"),
     ],
 )
 def test_what_a_terminal_obeys_is_escaped(raw: str, shown: str) -> None:

@@ -57,7 +57,7 @@ class Conversation:
         peer = QMPClient(f"launch-{self.number}")
         peer.logger.setLevel(logging.CRITICAL)  # a VMM that dies is evidence, not news for the log
         try:
-            await self._within(peer.connect(monitor))
+            await self._connect(peer, monitor)
             if spec.paused:
                 await self._ask(peer)
                 await self._take(peer, spec.paused_steps)
@@ -78,6 +78,14 @@ class Conversation:
             return  # phase says what was under way; the transcript and the exit say the rest
         finally:
             await self._goodbye(peer)
+
+    async def _connect(self, peer: QMPClient, monitor: socket.socket) -> None:
+        try:
+            await self._within(peer.connect(monitor))
+        except (
+            AssertionError
+        ) as error:  # qemu.qmp 0.0.3 asserts after the greeting that it is still connected
+            raise EOFError("the VMM closed its monitor as soon as it had answered") from error
 
     async def _last_words(self, peer: QMPClient) -> None:
         """Where a VMM that still answers stands, and its vCPUs as far as it can tell."""

@@ -90,7 +90,7 @@ def cells(page: Page) -> list[list[str]]:
 
 
 def test_what_went_wrong_comes_first() -> None:
-    """By host: requirement, verdict, counts, first test, reason, evidence. Then known defects, then the rest."""
+    """By host, with the first test, its reason and evidence; then known defects, then the rest."""
     told = markdown.render(
         {
             ("lab1", "A-1"): tally("passed", "passed"),
