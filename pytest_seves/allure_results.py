@@ -3,8 +3,9 @@
 
 allure-pytest makes a result of each test and hands it to whoever writes it. Just before that the result is
 completed here: with the outcome that all reports of ours have, the requirement, the guest, and the launches
-that the test was given, as steps. A launch's evidence is one archive, written when a test is first given the
-launch; the results of all its tests refer to that one file.
+that the test was given, as steps. A launch's evidence is one archive, attached to the first test that is
+given the launch; the others say which one that is. (Allure 3 gives a file to a single result, and calls it
+missed in any other that refers to it.)
 """
 
 from __future__ import annotations
@@ -61,17 +62,18 @@ class AllureResults:
         self._folder = Path(config.option.allure_report_dir).absolute()
         self._worker = hasattr(config, "workerinput")
         self._environment: dict[str, str] = {}
-        self._shown: dict[bytes, TestStepResult] = {}
+        self._later: dict[bytes, TestStepResult] = {}
         self._item: pytest.Item | None = None
         self._reports: list[pytest.TestReport] = []
         self._steps: list[TestStepResult] = []
+        self._given: set[bytes] = set()
         allure_commons.plugin_manager.register(self, "sev-allure")
         config.add_cleanup(lambda: allure_commons.plugin_manager.unregister(name="sev-allure"))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Remember whose reports and launches come."""
-        self._item, self._reports, self._steps = item, [], []
+        self._item, self._reports, self._steps, self._given = item, [], [], set()
         return (yield)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -82,10 +84,22 @@ class AllureResults:
     def launched(self, spec: GuestSpec, launch: Launch) -> None:
         """Show this launch with the test that is running."""
         key = hashlib.sha256(launch.recording_z).digest()
-        if key not in self._shown:
-            self._shown[key] = self._show(_name(spec), launch, f"{key.hex()[:32]}-attachment.zip")
-        if self._shown[key] not in self._steps:
-            self._steps.append(self._shown[key])
+        if self._item is None or key in self._given:
+            return
+        self._given.add(key)
+        if key in self._later:
+            self._steps.append(self._later[key])
+            return
+        name, file = _name(spec), f"{key.hex()[:32]}-attachment.zip"
+        step = _step_of(launch, name)
+        where = f"evidence: attached to {self._item.nodeid}"
+        told = TestStepResult(name=where, status="passed", start=step.stop, stop=step.stop)
+        self._later[key] = TestStepResult(
+            name=step.name, status=step.status, start=step.start, stop=step.stop, steps=[*step.steps, told]
+        )
+        allure_commons.plugin_manager.hook.report_attached_data(body=archive(launch), file_name=file)
+        step.attachments.append(Attachment(name=f"evidence, {name}", source=file, type=_ZIP))
+        self._steps.append(step)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
@@ -113,24 +127,6 @@ class AllureResults:
         run |= {"defects": ", ".join(self._options.defects)} if self._options.defects else {}
         for name, text in allure_files.files({**run, **self._environment}, model).items():
             (self._folder / name).write_text(text)
-
-    def _show(self, name: str, launch: Launch, file: str) -> TestStepResult:
-        """The step of a launch, its phases below it; its archive is written here."""
-        allure_commons.plugin_manager.hook.report_attached_data(body=archive(launch), file_name=file)
-        told = phases(launch)
-        ended_ns = told[-1].end_ns or max((event.time_ns for event in launch.timeline.recorded), default=0)
-        # The recording has the host's monotonic clock. It was collected as soon as the VMM had ended.
-        begin_ns = next((phase.start_ns for phase in told if phase.start_ns is not None), ended_ns)
-        offset_ns = time.time_ns() - ended_ns
-        step = TestStepResult(
-            name=f"launch of {name}: {launch.exit}",
-            status="passed",
-            start=(begin_ns + offset_ns) // 1_000_000,
-            stop=(ended_ns + offset_ns) // 1_000_000,
-        )
-        step.attachments.append(Attachment(name=f"evidence, {name}", source=file, type=_ZIP))
-        step.steps += [_step(phase, begin_ns, ended_ns, offset_ns) for phase in told]
-        return step
 
     @allure_commons.hookimpl(tryfirst=True)  # before it is written
     def report_result(self, result: TestResult) -> None:
@@ -226,6 +222,19 @@ class AllureResults:
 def _name(spec: GuestSpec) -> str:
     words = [f"{spec.vcpus}vcpu", policy_name(spec.policy), *filter(None, [spec.init_path]), *spec.faults]
     return "-".join(words)
+
+
+def _step_of(launch: Launch, name: str) -> TestStepResult:
+    """The step of a launch that has just ended, its phases below it."""
+    told = phases(launch)
+    ended_ns = told[-1].end_ns or max((event.time_ns for event in launch.timeline.recorded), default=0)
+    # The recording has the host's monotonic clock. It was collected as soon as the VMM had ended.
+    begin_ns = next((phase.start_ns for phase in told if phase.start_ns is not None), ended_ns)
+    offset_ns = time.time_ns() - ended_ns
+    step = TestStepResult(name=f"launch of {name}: {launch.exit}", status="passed")
+    step.start, step.stop = ((at + offset_ns) // 1_000_000 for at in (begin_ns, ended_ns))
+    step.steps += [_step(phase, begin_ns, ended_ns, offset_ns) for phase in told]
+    return step
 
 
 def _step(phase: Phase, begin_ns: int, ended_ns: int, offset_ns: int) -> TestStepResult:
