@@ -147,7 +147,8 @@ class AllureResults:
 
     @allure_commons.hookimpl(tryfirst=True)
     def report_container(self, container: TestResultContainer) -> None:
-        """Make harmless what fixtures say that failed."""
+        """Make harmless what fixtures say that failed; leave out a finish that has no outcome."""
+        container.afters = [after for after in container.afters if after.status]  # pytest's own
         for fixture in (*container.befores, *container.afters):
             if details := fixture.statusDetails:
                 details.message = plain(details.message or "", LONGEST_LINE)
