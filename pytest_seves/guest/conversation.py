@@ -82,9 +82,7 @@ class Conversation:
     async def _connect(self, peer: QMPClient, monitor: socket.socket) -> None:
         try:
             await self._within(peer.connect(monitor))
-        except (
-            AssertionError
-        ) as error:  # qemu.qmp 0.0.3 asserts after the greeting that it is still connected
+        except AssertionError as error:  # qemu.qmp 0.0.3 asserts after the greeting that it is connected
             raise EOFError("the VMM closed its monitor as soon as it had answered") from error
 
     async def _last_words(self, peer: QMPClient) -> None:

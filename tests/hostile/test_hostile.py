@@ -91,6 +91,14 @@ def test_allure_has_every_outcome_in_its_words(harmed: Harmed) -> None:
             assert not _UNPRINTABLE.search(file.read_text()), file.name
 
 
+def test_facts_of_the_host_are_text(harmed: Harmed) -> None:
+    """A version that means harm is one property of the environment."""
+    told = (harmed.path / "allure/environment.properties").read_text().splitlines()
+    (version,) = (line for line in told if line.startswith("VMM = "))
+    assert "\\\\x1b[31mred" in version
+    assert all(re.match(r"[\w.-]+ = ", line) for line in told)
+
+
 def test_evidence_is_where_it_belongs(harmed: Harmed) -> None:
     """No name that anybody chose is a path: nothing is beside the run, and archives unpack into one place."""
     assert not Path("/tmp/escape").exists()

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A VMM that means harm: what it says on stderr, stdout, the console and QMP is hostile, and it ends with 3.
 
-Asked for its version or its properties it is the machine's QEMU. With a file `flood` beside it, it writes
-1 GiB without a line feed to stderr and 64 MiB to the console, and notes beside itself how much memory the
-processes above it had before and after, which read that.
+Asked for its version it adds to what the machine's QEMU says; asked for its properties it is that QEMU. With
+a file `flood` beside it, it writes 1 GiB without a line feed to stderr and 64 MiB to the console, and notes
+beside itself how much memory the processes above it had before and after, which read that.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import sys
 
 WORDS = (
@@ -40,7 +41,11 @@ def memory_kib(process: int) -> dict[int, int]:
 
 def main() -> int:
     """Say it all, and end."""
-    if "--version" in sys.argv or any("help" in word for word in sys.argv):
+    if "--version" in sys.argv:
+        told = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, check=True)
+        os.write(1, told.stdout.splitlines()[0] + b" " + WORDS + b"\n")
+        return 0
+    if any("help" in word for word in sys.argv):
         os.execvp("qemu-system-x86_64", ["qemu-system-x86_64", *sys.argv[1:]])
     console, qmp = socket.socket(fileno=4), socket.socket(fileno=3)
     here = os.path.dirname(os.path.abspath(__file__))
