@@ -56,7 +56,9 @@ class Run:
         self.watch = Watch(options, self._hosts, worker)
         config.pluginmanager.register(self.watch, "sev-watch")
         self.allure: AllureResults | None = None
-        if getattr(config.option, "allure_report_dir", None) and not config.option.collectonly:
+        if getattr(config.option, "allure_report_dir", None) and not (
+            config.option.collectonly or options.check
+        ):
             from .allure_results import AllureResults
 
             self.allure = AllureResults(config, options, self._hosts)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pytest_seves.host.target import Target
 
 _TIMEOUT_S = 30.0
+_LONGEST_NAME = 150
 
 
 class Kvm:
@@ -28,7 +30,7 @@ class Kvm:
 
     def __init__(self, target: Target, test: str = "", folder: Path | None = None) -> None:
         self._target = target
-        self._test = re.sub(r"[^\w.=+-]+", "-", test).strip("-")
+        self._file = _file_name(test)
         self._folder = folder
 
     def __call__(self, *steps: Steps, timeout_s: float = _TIMEOUT_S) -> Answers:
@@ -67,5 +69,13 @@ class Kvm:
     def _keep(self, answers: Answers) -> None:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with (self._folder / f"{self._test}.txt").open("a") as file:
+            with (self._folder / self._file).open("a") as file:
                 file.write("".join(f"{line}\n" for line in answers.lines()) + "\n")
+
+
+def _file_name(test: str) -> str:
+    """A name for the transcript of a test, whatever its parameters are called."""
+    name = re.sub(r"[^A-Za-z0-9_.=+-]+", "-", test).strip("-.")
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}-{sha256(test.encode(errors='backslashreplace')).hexdigest()[:8]}"
+    return f"{name}.txt"

@@ -19,6 +19,7 @@ import sys
 import pytest
 from pytest_seves.errors import RigError
 from pytest_seves.evidence.timeline import Stage
+from pytest_seves.guest.calls import open_kvm
 
 pytestmark = pytest.mark.requirement("X-1")
 NAMES = ["../../../../../tmp/escape", "</td><script>alert(1)</script>", "\\x1b[31m|\\x00", "a" * 300]
@@ -67,10 +68,14 @@ def test_of_a_broken_fixture(broken):
 @pytest.mark.parametrize("name", NAMES)
 def test_named(launch_guest, name):
     assert launch_guest().stderr.text == name
+
+@pytest.mark.parametrize("name", NAMES)
+def test_called(kvm, name):
+    assert kvm(open_kvm())[0].errno is None
 """
 CATALOGUE = '[[requirement]]\nid = "X-1"\nlevel = "must"\nsentence = "It."\nsource = "commit 0123456789ab"\n'
 #: Tests that are, by outcome.
-OUTCOMES = {"failed": 5 + 5, "error": 2, "undecided": 1, "known defect": 1, "passed": 1, "skipped": 1}
+OUTCOMES = {"failed": 5 + 5, "error": 2, "undecided": 1, "known defect": 1, "passed": 1 + 5, "skipped": 1}
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_allure_has_every_outcome_in_its_words(harmed: Harmed) -> None:
     """failed, broken, unknown, skipped and known; messages are text."""
     found = results(harmed)
     statuses = Counter(result["status"] for result in found.values())
-    assert statuses == {"failed": 10, "broken": 2, "unknown": 1, "skipped": 2, "passed": 1}
+    assert statuses == {"failed": 10, "broken": 2, "unknown": 1, "skipped": 2, "passed": 6}
     assert found["test_error"]["status"] == "broken"
     assert found["test_undecided"]["statusDetails"]["message"].startswith("undecided: ")
     assert found["test_known"]["statusDetails"]["known"] is True
@@ -105,6 +105,7 @@ def test_evidence_is_where_it_belongs(harmed: Harmed) -> None:
     assert sorted(path.name for path in harmed.path.iterdir() if path.name != "__pycache__") == [
         "allure", "junit.xml", "lab", "out", "pytest.ini", "requirements.toml", "test_harm.py", "vmm"
     ]  # fmt: skip
+    assert len(list(harmed.path.glob("out/model/calls/*.txt"))) == 5
     for file in harmed.path.rglob("*"):
         assert re.fullmatch(r"[\w.+-]+", file.name), file
     (archive,) = harmed.path.glob("allure/*.zip")
