@@ -42,7 +42,7 @@ class Ledger:
         self._hosts = hosts
         self._folder = folder
         self._run = run
-        self._reports = Reports(options.hosts[0], hosts.without_keys)
+        self._reports = Reports(options.hosts, hosts.without_keys)
         self._copied: dict[Path, str] = {}
         self._suites: set[Path] = set()
         self._about: dict[str, Any] | None = None

@@ -85,7 +85,7 @@ class Replay:
     def __init__(self, replayed: Replayed, options: Options) -> None:
         self._replayed = replayed
         self._options = options
-        self._reports = Reports(options.hosts[0], str)
+        self._reports = Reports(options.hosts, str)
         self._same = 0
         self._new = 0
         self._changed: list[str] = []

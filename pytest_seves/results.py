@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,18 +18,19 @@ _SIMPLE = (str, int, float, bool, type(None))
 class Reports:
     """Reports of tests that have not come to their end.
 
-    :param host: the host of a test that names none.
+    :param hosts: the run's hosts; the first is that of a test that names none.
     :param without_keys: takes out of a text what is not to be written down.
     """
 
-    def __init__(self, host: str, without_keys: Callable[[str], str]) -> None:
-        self._host = host
+    def __init__(self, hosts: Sequence[str], without_keys: Callable[[str], str]) -> None:
+        self._hosts = tuple(hosts)
         self._without_keys = without_keys
         self._tests: dict[str, list[pytest.TestReport]] = {}
 
     def add(self, report: pytest.TestReport) -> dict[str, Any] | None:
         """The test's line in results.jsonl, when this was its last report."""
-        if {"host", "requirement"}.isdisjoint(dict(report.user_properties)):
+        known = {"host", "requirement"} & dict(report.user_properties).keys()
+        if not known and not hasattr(report, "sev_rig"):  # of a crashed worker there is no more
             return None
         self._tests.setdefault(report.nodeid, []).append(report)
         return self._line(self._tests.pop(report.nodeid)) if report.when == "teardown" else None
@@ -50,7 +51,7 @@ class Reports:
         refused = hasattr(decisive, "sev_blocked") and decisive.longreprtext.startswith("blocked: ")
         return {
             "test": decisive.nodeid,
-            "host": str(properties.get("host", self._host)),
+            "host": str(properties.get("host") or self._named(decisive.nodeid)),
             "requirement": properties.get("requirement"),
             "outcome": "blocked" if refused else decided,
             "why": plain_line(self._without_keys(why(decisive))) if decided != "passed" else "",
@@ -60,6 +61,11 @@ class Reports:
             "duration_s": round(sum(report.duration for report in reports), 6),
             "evidence": getattr(reports[-1], "sev_evidence", []),
         }
+
+    def _named(self, nodeid: str) -> str:
+        """The host that the end of a test's name says."""
+        named = (host for host in self._hosts if without_host(nodeid, host) != nodeid)
+        return next(named, self._hosts[0])
 
 
 def note(report: pytest.TestReport, item: pytest.Item, evidence: list[dict[str, Any]]) -> None:
