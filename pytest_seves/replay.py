@@ -52,6 +52,7 @@ class Replayed:
 
     def suite_kvm(self, name: str, test: str, tell: Tell) -> RecordedKvm:
         """`kvm` of one test."""
+        self._targets[name].require_ready()
         return RecordedKvm(self._targets[name], self.bundle, self.result(test, name))
 
     def connected(self) -> list[Target]:
