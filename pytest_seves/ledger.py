@@ -91,11 +91,18 @@ class Ledger:
             file.write(json.dumps(line).encode("ascii") + b"\n")
 
     def seal(self, status: int, counts: tuple[int, int], blocked: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write the rest, and the SHA-256 of every file: nothing is added afterwards."""
+        """Write the rest, and the SHA-256 of every file: nothing is added afterwards.
+
+        Where no test came to its end there is nothing to keep, and the directory is left to the next run.
+        """
         if self._about is None:
             return
         for line in self._reports.rest():
             self._append(line)
+        if not (self._folder / RESULTS).stat().st_size:  # a usage error, or nothing was collected
+            (self._folder / RESULTS).unlink()
+            (self._folder / ABOUT).unlink()
+            return
         remove_halves(self._folder)
         files = sorted(file for file in self._folder.rglob("*") if file.is_file() and not file.is_symlink())
         names = [str(file.relative_to(self._folder)) for file in files]

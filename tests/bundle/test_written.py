@@ -225,6 +225,18 @@ def test_a_listing_leaves_nothing(suite: Suite, tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
+def test_a_run_that_judged_nothing_leaves_no_bundle(suite: Suite, tmp_path: Path) -> None:
+    """After a file that cannot be collected, the same directory can be given again."""
+    root = tmp_path / "bundle"
+    folder = suite("def test_it(sev_host) pass")
+    done = run_in(folder, "--sev-host=model", f"--sev-artifacts={root}")
+    assert done.returncode == pytest.ExitCode.INTERRUPTED
+    (folder / "test_it.py").write_text("def test_it(sev_host): pass")
+    done = run_in(folder, "--sev-host=model", f"--sev-artifacts={root}")
+    assert done.returncode == 0, done.stderr
+    assert len(Bundle.open(root).results) == 1
+
+
 @pytest.mark.parametrize("kind", ["failed", "error", "skipped", "undecided", "unexpected pass"])
 def test_outcomes_are_those_of_the_run(suite: Suite, tmp_path: Path, kind: str) -> None:
     """Each kind of outcome, its reason on one line, and whether it was the rig."""
