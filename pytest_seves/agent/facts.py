@@ -43,7 +43,6 @@ MISC_ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/misc")
 FIRMWARE_TAIL = 8192
 FIRMWARE_LIMIT = 64 << 20
 VERSION_TIMEOUT_S = 10.0
-SNP_STATUS_SIZE = 32
 
 Json = dict[str, Any]
 
@@ -228,7 +227,9 @@ def _devices() -> Json:
     try:
         size = sev.SEV_USER_DATA_STATUS.size
         answer["platform_status"] = issue(descriptor, sev.SevIssue.SEV_PLATFORM_STATUS, size)
-        answer["snp_platform_status"] = issue(descriptor, sev.SevIssue.SNP_PLATFORM_STATUS, SNP_STATUS_SIZE)
+        answer["snp_platform_status"] = issue(
+            descriptor, sev.SevIssue.SNP_PLATFORM_STATUS, sev.SEV_USER_DATA_SNP_STATUS.size
+        )
     finally:
         os.close(descriptor)
     return answer

@@ -16,9 +16,6 @@ MAGIC = b"\x00SEV"
 MAX_BODY = 64 << 20
 """The largest body in bytes."""
 
-STREAM_WINDOW = 4 << 20
-"""How many bytes of a stream may be under way before the receiver has acknowledged them."""
-
 _HEADER = struct.Struct(">4sI")
 
 

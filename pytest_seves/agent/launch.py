@@ -8,10 +8,10 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import signal
 import socket
-from typing import Any, Callable, Optional
+import time
+from typing import Any, Callable
 
 from pytest_seves.agent import command, qmp_sabotage, recorder
 from pytest_seves.agent.bounded import DEFAULT_LIMIT, BoundedBytes, Packed
@@ -28,46 +28,24 @@ GDB_FD = 5
 _GRACE_S = 5.0
 _DRAIN_S = 1.0
 _PIPE_SIZE = 1 << 20
-_OVERLAP = 1024  # longer lines are not searched for as a whole
 _F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ since Python 3.10
-
-Done = Callable[[dict[str, Any]], None]
-
-
-class _Waiter:
-    """A request that is answered when the launch has come far enough, or at its deadline.
-
-    :param pattern: what the console must say, until "console".
-    """
-
-    def __init__(self, until: str, done: Done, pattern: re.Pattern[bytes] | None = None) -> None:
-        self.until = until
-        self.done: Done | None = done
-        self.pattern = pattern
-        self.start = self.seen = 0  # bytes of the console: from where on it counts, and those looked at
-
-    def answer(self, result: dict[str, Any]) -> None:
-        """Answer once."""
-        if self.done:
-            done, self.done = self.done, None
-            done(result)
 
 
 class Launch:
     """A recorder process with a VMM under it, from the fork until everything they said is in.
 
-    :param send: takes a stream frame's message to the controller.
     :param on_end: called once, when the VMM and its recorder are gone.
     :param qmp_rules: sabotage of the QMP conversation (:mod:`~pytest_seves.agent.qmp_sabotage`).
     :param gdb: give the VMM a socket for a debugger as well.
     :param unwatched: names of threads of the VMM that use no KVM (:mod:`~pytest_seves.agent.tracer`).
+    :ivar deadline: when the VMM is killed, on the monotonic clock.
+    :ivar on_change: called when the launch has come further or its console has said something.
     """
 
     def __init__(
         self,
         number: int,
         loop: Loop,
-        send: Callable[[dict[str, Any]], None],
         *,
         argv: list[str],
         env: dict[str, str] | None = None,
@@ -79,7 +57,7 @@ class Launch:
         mode: str = "auto",
         timeout_s: float,
         limit: int = DEFAULT_LIMIT,
-        on_end: Optional[Callable[[], None]] = None,
+        on_end: Callable[[], None],
     ) -> None:
         if mode not in ("auto", "trace", "stop"):
             raise ValueError(f"mode {mode!r}: wanted auto, trace or stop")
@@ -88,6 +66,7 @@ class Launch:
         lies = qmp_sabotage.load(qmp_rules or [])
         self.number = number
         self.ended = False
+        self.on_change: Callable[[], None] = lambda: None
         self._on_end = on_end
         self._loop = loop
         self._vmm: int | None = None
@@ -98,7 +77,6 @@ class Launch:
         self._error: str | None = None
         self._status: int | None = None
         self._killed = False
-        self._waiters: list[_Waiter] = []
         self._status_lines = b""
         self._timeline = Packed()
         self._kept = {name: BoundedBytes(limit) for name in ("console", "stdout", "stderr")}
@@ -106,10 +84,9 @@ class Launch:
         self.pid = _fork_recorder(ends, argv, env, cwd, rules or [], mode, unwatched or [])
         ends.close_theirs()
         saboteur = qmp_sabotage.QmpSaboteur(lies) if lies else None
-        self.qmp = Stream(f"{number}.qmp", ends.qmp, loop, send, self._check, limit, saboteur)
-        self.gdb = Stream(f"{number}.gdb", ends.gdb, loop, send, self._check, limit) if ends.gdb else None
-        #: The streams by name.
-        self.streams = {stream.name: stream for stream in (self.qmp, self.gdb) if stream}
+        self.qmp = Stream(ends.qmp, loop, self._hung_up, limit, saboteur)
+        self.gdb = Stream(ends.gdb, loop, self._hung_up, limit) if ends.gdb else None
+        self._streams = [stream for stream in (self.qmp, self.gdb) if stream]
         self._sources = [
             Source(loop, ends.out, self._timeline.add, self._check),
             Source(loop, ends.status, self._milestones, self._check),
@@ -117,6 +94,7 @@ class Launch:
             Source(loop, ends.stdout, self._kept["stdout"].add, self._check),
             Source(loop, ends.stderr, self._kept["stderr"].add, self._check),
         ]
+        self.deadline = time.monotonic() + timeout_s
         self._deadline = loop.after(timeout_s, self.destroy)
         loop.on_exit(self.pid, self._recorder_ended)
 
@@ -129,7 +107,7 @@ class Launch:
                 self._milestone(json.loads(line))
             except (ValueError, TypeError, AttributeError) as error:
                 self._error = f"the recorder's milestone {line[:200]!r} makes no sense: {error!r}"
-        self._answer()
+        self.on_change()
 
     def _milestone(self, milestone: dict[str, Any]) -> None:
         for name, value in milestone.items():
@@ -153,8 +131,16 @@ class Launch:
         self._loop.after(_DRAIN_S, self._end)  # whoever still holds a pipe then is no concern of ours
         self._check()
 
+    def _said(self, data: bytes) -> None:
+        self.console.add(data)
+        self.on_change()
+
+    def _hung_up(self) -> None:
+        self._check()
+        self.on_change()
+
     def _check(self) -> None:
-        still_open = any(stream.open for stream in self.streams.values())
+        still_open = any(stream.open for stream in self._streams)
         still_open = still_open or any(source.open for source in self._sources)
         if self._status is not None and not still_open:
             self._end()
@@ -164,7 +150,7 @@ class Launch:
             return
         for source in self._sources:
             source.drain()
-        for stream in self.streams.values():
+        for stream in self._streams:
             stream.drain()
         self.ended = True
         self._deadline.cancel()
@@ -174,30 +160,20 @@ class Launch:
             self._error = (
                 f"the recorder ended with {how} before the VMM's end was seen; stderr ends: {text or 'empty'}"
             )
-        if self._on_end:
-            self._on_end()
-        self._answer()
+        self.on_change()
+        self._on_end()
 
-    # What the controller asks
+    # What becomes of it
 
-    def wait(
-        self, done: Done, *, until: str, timeout_s: float, pattern: str = "", start: int | None = None
-    ) -> None:
-        """Answer once every created vCPU has run (until "running"), the VMM has ended ("exit"), or late.
+    @property
+    def all_run(self) -> bool:
+        """Whether every created vCPU has run."""
+        return bool(self._vcpus) and self._vcpus <= self._running
 
-        Until "console": once the serial console has said `pattern`, a regular expression, from its byte
-        `start` on, None: from now on; what is not kept of a flood is not searched. The answer has `start`.
-        """
-        if until not in ("running", "exit", "console"):
-            raise ValueError(f"until {until!r}: wanted running, exit or console")
-        try:
-            waiter = _Waiter(until, done, re.compile(pattern.encode()) if until == "console" else None)
-        except re.error as error:
-            raise ValueError(f"pattern {pattern!r}: no regular expression: {error}") from error
-        waiter.start = waiter.seen = self._kept["console"].total if start is None else start
-        self._waiters.append(waiter)
-        self._loop.after(timeout_s, lambda: waiter.answer(self._console_progress(waiter, reached=False)))
-        self._answer()
+    @property
+    def console(self) -> BoundedBytes:
+        """What the serial console has said."""
+        return self._kept["console"]
 
     def kill(self, number: int) -> bool:
         """Send a signal to the VMM; False when there is none (yet, or any more)."""
@@ -209,11 +185,9 @@ class Launch:
             return False
         return True
 
-    def collect(self, done: Done, *, timeout_s: float) -> None:
-        """Answer with everything that is known once the VMM has ended; it is killed after `timeout_s`."""
-        self._waiters.append(_Waiter("collect", done))
-        self._loop.after(timeout_s, self.destroy)
-        self._answer()
+    def destroy_after(self, seconds: float) -> None:
+        """Give the VMM so much time to end by itself."""
+        self._loop.after(seconds, self.destroy)
 
     def destroy(self) -> None:
         """SIGKILL the VMM; the recorder, too, if it does not follow.
@@ -234,39 +208,8 @@ class Launch:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
-    def _answer(self) -> None:
-        all_run = bool(self._vcpus) and self._vcpus <= self._running
-        for waiter in self._waiters:
-            if waiter.until == "running" and (all_run or self.ended):
-                waiter.answer(self._progress(reached=all_run))
-            elif waiter.until == "exit" and self.ended:
-                waiter.answer(self._progress(reached=self._exit is not None))
-            elif waiter.pattern is not None and (self._has_said(waiter) or self.ended):
-                waiter.answer(self._console_progress(waiter, reached=self._has_said(waiter)))
-            elif waiter.until == "collect" and self.ended:
-                waiter.answer(self._everything())
-        self._waiters = [waiter for waiter in self._waiters if waiter.done]
-
-    def _has_said(self, waiter: _Waiter) -> bool:
-        """Search what the console has said since the last time, and a little before that."""
-        console = self._kept["console"]
-        start, waiter.seen = max(waiter.seen - _OVERLAP, waiter.start), console.total
-        return waiter.pattern is not None and bool(waiter.pattern.search(console.since(start)))
-
-    def _console_progress(self, waiter: _Waiter, *, reached: bool) -> dict[str, Any]:
-        progress = self._progress(reached=reached)
-        return {**progress, "start": waiter.start} if waiter.pattern else progress
-
-    def _said(self, data: bytes) -> None:
-        self._kept["console"].add(data)
-        if any(waiter.pattern for waiter in self._waiters):
-            self._answer()
-
-    def _progress(self, *, reached: bool) -> dict[str, Any]:
-        progress: dict[str, Any] = {"reached": reached, "running": sorted(self._running), "exit": self._exit}
-        return {**progress, "error": self._error} if self._error else progress
-
-    def _everything(self) -> dict[str, Any]:
+    def everything(self) -> dict[str, Any]:
+        """All that is known, once it has ended; call once."""
         return {
             "timeline_z": base64.b64encode(self._timeline.finish()).decode(),
             "timeline_dropped": self._timeline.dropped,

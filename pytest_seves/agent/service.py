@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
+import hashlib
 import os
 import platform
 import signal
@@ -13,19 +13,17 @@ import sys
 import time
 from typing import Any, Callable, NoReturn
 
-from pytest_seves.agent import calls, command, facts, files, health, lineage, provision, usage
+from pytest_seves.agent import calls, command, facts, files, health, lineage, provision
 from pytest_seves.agent import program as steps
 from pytest_seves.agent.asid_holder import AsidHolder
 from pytest_seves.agent.frames import Decoder, FrameError, encode
-from pytest_seves.agent.launch import Launch
 from pytest_seves.agent.lease import EXIT_STATUS, Lease, LeaseLost
 from pytest_seves.agent.loop import Loop, Timer
-from pytest_seves.agent.places import Places
+from pytest_seves.agent.observation import Observations
 from pytest_seves.agent.turns import Turns
 
 _QUEUE_HIGH = 8 << 20
 """Above so many unsent bytes no further request is read."""
-_USAGE_S = 10.0
 _HEALTH_S = 10.0
 
 Done = Callable[[dict[str, Any]], None]
@@ -33,10 +31,6 @@ Done = Callable[[dict[str, Any]], None]
 
 class _ChannelClosed(Exception):
     """The controller is gone."""
-
-
-class _UnknownLaunch(Exception):
-    """A request names a launch that was never made or was collected."""
 
 
 class Service:
@@ -52,12 +46,10 @@ class Service:
         self._loop = Loop()
         self._decoder = Decoder()
         self._queue = bytearray()
-        self._numbers = itertools.count(1)
-        self._launches: dict[int, Launch] = {}
         self._temp: files.TempDir | None = None
         self._lease = Lease(self._loop)
         self._turns = Turns(self._loop)
-        self._places = Places(self._loop)
+        self._observations = Observations(self._loop, self._lease, self._turns, self._guard, self._empty_file)
         self._holder: AsidHolder | None = None
         self._heard = 0.0
         self._silence: Timer | None = None
@@ -68,11 +60,8 @@ class Service:
             "calls": self._calls,
             "file.put": self._file_put,
             "file.read": self._file_read,
-            "launch": self._launch,
+            "observe": self._observe,
             "wait": self._wait,
-            "kill": self._kill,
-            "collect": self._collect,
-            "usage": self._usage,
             "alone.begin": self._alone_begin,
             "alone.hold": self._alone_hold,
             "alone.end": self._alone_end,
@@ -175,12 +164,9 @@ class Service:
         if "beat" in message:
             self._beat(_positive(message["beat"]))
             return
-        if "stream" in message:
-            self._stream(message)
-            return
         number, op, args = message.get("id"), message.get("op"), message.get("args", {})
         if not isinstance(number, int) or not isinstance(op, str) or not isinstance(args, dict):
-            raise FrameError("neither a request nor a stream frame", repr(message).encode())
+            raise FrameError("neither a request nor a sign of life", repr(message).encode())
         handler = self._ops.get(op)
         if handler is None:
             self._error(number, "ValueError", f"unknown operation {op!r}; known: {', '.join(self._ops)}", {})
@@ -201,8 +187,8 @@ class Service:
         except OSError as error:
             evidence = {"errno": error.errno, "path": error.filename, **getattr(error, "evidence", {})}
             fail(errno.errorcode.get(error.errno or 0, "OSError"), str(error), evidence)
-        except (ValueError, TypeError, LeaseLost, _UnknownLaunch) as error:
-            fail(type(error).__name__.lstrip("_"), str(error), {})
+        except (ValueError, TypeError, LeaseLost) as error:
+            fail(type(error).__name__, str(error), {})
         else:
             return True
         return False
@@ -215,17 +201,6 @@ class Service:
 
     def _error(self, number: int, kind: str, text: str, evidence: dict[str, Any]) -> None:
         self._send({"id": number, "error": {"kind": kind, "message": text, "evidence": evidence}})
-
-    def _stream(self, message: dict[str, Any]) -> None:
-        number = str(message["stream"]).partition(".")[0]
-        launch = self._launches.get(int(number)) if number.isdigit() else None
-        stream = launch.streams.get(message["stream"]) if launch else None
-        if stream is None:
-            return  # collected meanwhile
-        try:
-            stream.receive(message)
-        except (ValueError, TypeError) as error:
-            raise FrameError(str(error), repr(message).encode()[:200]) from error
 
     # The operations: each gets `done`, `fail` and the request's args by name
 
@@ -255,67 +230,26 @@ class Service:
     def _exec(self, done: Done, fail: command.Fail, timeout_s: float, **args: Any) -> None:
         command.run(self._loop, done, timeout_s=_positive(timeout_s), **args)
 
-    def _file_put(self, done: Done, fail: command.Fail, **args: Any) -> None:
+    def _directory(self) -> files.TempDir:
         if self._temp is None:
             self._temp = files.TempDir()
             self._temp.remove_stale()
-        done({"path": self._temp.put(**args)})
+        return self._temp
+
+    def _empty_file(self, name: str) -> str:
+        return self._directory().put(name, "", hashlib.sha256().hexdigest())
+
+    def _file_put(self, done: Done, fail: command.Fail, **args: Any) -> None:
+        done({"path": self._directory().put(**args)})
 
     def _file_read(self, done: Done, fail: command.Fail, **args: Any) -> None:
         done(files.read(**args))
 
-    def _launch(
-        self,
-        done: Done,
-        fail: command.Fail,
-        timeout_s: float,
-        side_by_side: int | None = None,
-        memory_mib: int = 0,
-        **args: Any,
-    ) -> None:
-        limit = _positive(timeout_s)
+    def _observe(self, done: Done, fail: command.Fail, timeout_s: float, **args: Any) -> None:
+        self._observations.observe(done, fail, timeout_s=_positive(timeout_s), **args)
 
-        def end() -> None:
-            self._places.give_back()
-            self._turns.give_back()
-
-        def start() -> None:
-            self._lease.check()
-            number = next(self._numbers)
-            given = {**args, "timeout_s": limit, "on_end": end}
-            self._launches[number] = launch = Launch(number, self._loop, self._send, **given)
-            done({"launch": number, "pid": launch.pid})
-
-        def placed() -> None:
-            if not self._guard(fail, start):
-                end()
-
-        def refused(kind: str, text: str, evidence: dict[str, Any]) -> None:
-            self._turns.give_back()
-            fail(kind, text, evidence)
-
-        def granted() -> None:
-            self._places.take(side_by_side, memory_mib, placed, refused, limit)
-
-        self._turns.share(granted, fail, limit)
-
-    def _wait(self, done: Done, fail: command.Fail, launch: int, timeout_s: float, **args: Any) -> None:
-        self._get(launch).wait(done, timeout_s=_positive(timeout_s), **args)
-
-    def _kill(self, done: Done, fail: command.Fail, launch: int, signal: int) -> None:
-        done({"sent": self._get(launch).kill(signal)})
-
-    def _collect(self, done: Done, fail: command.Fail, launch: int, timeout_s: float) -> None:
-        def collected(result: dict[str, Any]) -> None:
-            self._launches.pop(launch, None)
-            done(result)
-
-        self._get(launch).collect(collected, timeout_s=_positive(timeout_s))
-
-    def _usage(self, done: Done, fail: command.Fail, settle_s: float = 0, **args: Any) -> None:
-        limit = settle_s + _USAGE_S
-        args["settle_s"] = settle_s
-        command.call(self._loop, done, fail, function=usage.usage, args=args, timeout_s=_positive(limit))
+    def _wait(self, done: Done, fail: command.Fail, launch: int, timeout_s: float) -> None:
+        self._observations.wait(done, launch, _positive(timeout_s))
 
     def _alone_begin(self, done: Done, fail: command.Fail, timeout_s: float) -> None:
         self._lease.check()
@@ -367,14 +301,6 @@ class Service:
 
         limit = _positive(timeout_s)
         command.call(self._loop, ended, fail, function=provision.perform, args=args, timeout_s=limit)
-
-    def _get(self, number: int) -> Launch:
-        try:
-            return self._launches[number]
-        except KeyError:
-            raise _UnknownLaunch(
-                f"launch {number!r}: not made, or collected; there are {list(self._launches)}"
-            ) from None
 
 
 def _positive(seconds: float) -> float:

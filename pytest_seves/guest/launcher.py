@@ -9,13 +9,13 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pytest_seves.errors import RigError, Unsupported
-from pytest_seves.evidence.launch import Launch, Usage
+from pytest_seves.errors import RigError
+from pytest_seves.evidence.launch import Launch
 from pytest_seves.spec.sev import SevCmd
 
 from . import qemu
@@ -37,8 +37,6 @@ _PROBE_S = 20.0
 _ALONE_S = 120.0
 _LAUNCH_S, _LAUNCH_VCPU_S = 60.0, 0.5
 _SETTLE_S = 3.0
-#: Counts what guests hold of the host; waits a while for the count that is wanted, if one is.
-Count = Callable[[Usage | None], Usage]
 
 
 class Launcher:
@@ -154,10 +152,10 @@ class Launcher:
         request = {"name": name, "data_b64": data, "sha256": sha256, **where}
         return str(self._target.client.call("file.put", request, timeout_s=_PUT_TIMEOUT_S)["path"])
 
-    def launch(self, spec: GuestSpec, count: Count | None = None) -> Launch:
+    def launch(self, spec: GuestSpec, *, usage: bool = False) -> Launch:
         """Launch it, whether one like it was launched before or not.
 
-        :param count: asked before and after, on a host where no other guest is launched meanwhile.
+        :param usage: count what guests hold of the host, which takes being alone on it.
         """
         target = self._target
         target.require_ready()
@@ -165,12 +163,9 @@ class Launcher:
             require_init2(target.name, target.facts)
         argv, limit = self._argv(spec), _LAUNCH_S + _LAUNCH_VCPU_S * spec.vcpus
         self.launched += 1
-        given, what = self._circumstances(spec), f"{target.name}: launching a {spec.vcpus}-vCPU guest"
-        started, held = datetime.now(UTC), count(None) if count else None
-        with target.progress.work(what):
-            launch = observe(target.client, argv, host=target.name, spec=spec, timeout_s=limit, **given)
-        if count and held:
-            launch = replace(launch, usage=(held, count(held)))
+        started, given = datetime.now(UTC), {**self._circumstances(spec), "timeout_s": limit, "usage": usage}
+        with target.progress.work(f"{target.name}: launching a {spec.vcpus}-vCPU guest"):
+            launch = observe(target.client, argv, host=target.name, spec=spec, **given)
         return self._write(launch, spec, started) if self._archive else launch
 
     def keep(self, spec: GuestSpec, minutes: float) -> Kept:
@@ -180,16 +175,14 @@ class Launcher:
         extra = (*spec.extra, *qemu.attachable(f"{sockets}.qmp", f"{sockets}.hmp"))
         kept = replace(spec, extra=extra, ends=NEVER)
         self.launched += 1
-        with begin(
-            client, self._argv(kept), spec=kept, timeout_s=limit, **self._circumstances(spec)
-        ) as begun:
-            where = (f"{sockets}.qmp", f"{sockets}.hmp")
-            return Kept(self._target.entry, begun.number, *where, begun.deadline, begun.phase)
+        begun = begin(client, self._argv(kept), spec=kept, timeout_s=limit, **self._circumstances(spec))
+        where, deadline = (f"{sockets}.qmp", f"{sockets}.hmp"), time.monotonic() + begun["left_s"]
+        return Kept(self._target.entry, begun["launch"], *where, deadline, begun["phase"])
 
     def release(self, kept: Kept) -> None:
         """Wait until a kept guest has ended, by itself, by a person or by its deadline."""
         left = 0.1 if kept.phase else max(kept.deadline - time.monotonic(), 0.0) + _SETTLE_S
-        self._target.client.call("wait", {"launch": kept.number, "until": "exit", "timeout_s": left})
+        self._target.client.call("wait", {"launch": kept.number, "timeout_s": left})
 
     def _argv(self, spec: GuestSpec) -> tuple[str, ...]:
         facts = self._target.facts
@@ -290,7 +283,7 @@ class Alone:
         """Launch a guest; options as those of :class:`~pytest_seves.guest.spec.GuestSpec`."""
         self._launcher.served += 1
         self._launcher.last = spec = GuestSpec.of(**options)
-        launch = self._launcher.launch(spec, self._usage)
+        launch = self._launcher.launch(spec, usage=True)
         self._launcher.tell(launch)
         return launch
 
@@ -302,14 +295,3 @@ class Alone:
         :raise HostError: fewer than that were free.
         """
         return int(self._client.call("alone.hold", {"free": es_asids}, timeout_s=_ALONE_S)["held"])
-
-    def _usage(self, wanted: Usage | None) -> Usage:
-        args = {} if wanted is None else {"wanted": asdict(wanted), "settle_s": _SETTLE_S}
-        told = self._client.call("usage", args)
-        if None in told.values():
-            name = self._client.host.name
-            raise Unsupported(
-                f"{name}: this host does not tell what guests hold of it: {told}. ASIDs need the "
-                "misc controller (CONFIG_CGROUP_MISC), the firmware's guest count needs /dev/sev"
-            )
-        return Usage(**told)

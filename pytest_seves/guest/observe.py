@@ -7,24 +7,20 @@ that exits, hangs or talks nonsense is not an error here: it is what the evidenc
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import time
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_seves.errors import EvidenceError
+from pytest_seves.errors import EvidenceError, Unsupported
 from pytest_seves.evidence.gdb import GdbTranscript
-from pytest_seves.evidence.launch import Exit, Launch, Output
+from pytest_seves.evidence.launch import Exit, Launch, Output, Usage
 from pytest_seves.evidence.qmp import QmpTranscript
 from pytest_seves.evidence.timeline import Timeline
 
 from . import qemu
-from .conversation import END_GRACE_S, Conversation
 from .faults import Rule
+from .script import script
 from .spec import GuestSpec
 from .steps import Repeat
 
@@ -35,8 +31,7 @@ if TYPE_CHECKING:
 _KEPT = 1 << 20
 _KEPT_EACH = 8 << 10
 _DEFAULT = GuestSpec()
-#: For a VMM that did not play along to end by itself.
-_STUCK_S = 2.0
+_ENDING_S = 30.0
 
 
 def observe(
@@ -52,43 +47,52 @@ def observe(
 
     :param spec: what `argv` was made from; a VMM started paused is continued after the first questions.
     :param timeout_s: for the whole launch; a VMM that is not done by then is killed, on the host.
-    :param request: as of :func:`begin`.
+    :param request: `rules` for the recorder, faults and defects alike; `qmp_rules`, sabotage of the QMP
+        conversation (:mod:`pytest_seves.agent.qmp_sabotage`); `mode`, how to record: ``auto``, ``trace`` or
+        ``stop``; `side_by_side`, how many guests may run on the host at a time, None for any number; `usage`:
+        count what guests hold of the host before and after, which takes being alone on it.
     :raise RigError: our side failed; never for anything that the VMM did.
     """
-    with begin(client, argv, spec=spec, timeout_s=timeout_s, **request) as begun:
-        left = max(begun.deadline - time.monotonic(), 0.1)
-        collected = client.call(
-            "collect",
-            {"launch": begun.number, "timeout_s": min(left, _STUCK_S if begun.phase else END_GRACE_S)},
-            timeout_s=timeout_s + END_GRACE_S,
-        )
-    said = {"phase": begun.phase, "dumps": tuple(begun.dumps)}
+    asked = _request(argv, spec=spec, timeout_s=timeout_s, **request)
+    collected = client.call("observe", asked, timeout_s=_patience(timeout_s))
+    said = {"phase": collected["phase"], "dumps": tuple(map(base64.b64decode, collected["dumps"]))}
+    if collected["usage"] is not None:
+        said["usage"] = tuple(_usage(host, told) for told in collected["usage"])
     return _launch(collected, argv=tuple(argv), host=host, **said)
 
 
-@contextmanager
 def begin(
-    client: AgentClient,
+    client: AgentClient, argv: Sequence[str], *, spec: GuestSpec, timeout_s: float, **request: Any
+) -> dict[str, Any]:
+    """Launch what `spec` never ends, and have the conversation: its number, its phase and what time it has.
+
+    :param request: as of :func:`observe`.
+    """
+    asked = _request(argv, spec=spec, timeout_s=timeout_s, **request)
+    return client.call("observe", asked, timeout_s=_patience(timeout_s))
+
+
+def _patience(timeout_s: float) -> float:
+    """For a turn, for a place, for the launch, and for what follows its end."""
+    return 3 * timeout_s + _ENDING_S
+
+
+def _request(
     argv: Sequence[str],
     *,
     rules: Sequence[Rule] = (),
     qmp_rules: Sequence[Rule] = (),
-    spec: GuestSpec = _DEFAULT,
+    spec: GuestSpec,
     timeout_s: float,
     mode: str = "auto",
     side_by_side: int | None = None,
-) -> Iterator[Conversation]:
-    """Launch it and have the conversation that `spec` wants, which has ended when this is entered.
-
-    :param rules: sabotage rules for the recorder, faults and defects alike.
-    :param qmp_rules: sabotage of the QMP conversation (:mod:`pytest_seves.agent.qmp_sabotage`).
-    :param mode: how to record, ``auto``, ``trace`` or ``stop``.
-    :param side_by_side: how many guests may run on the host at a time; None: any number.
-    """
+    usage: bool = False,
+) -> dict[str, Any]:
     steps = (*spec.paused_steps, *spec.steps)
     repeated = sum(step.times * len(step.steps) for step in steps if isinstance(step, Repeat))
-    request = {
+    return {
         "argv": list(argv),
+        "script": script(spec),
         "rules": [dict(rule) for rule in rules],
         "qmp_rules": [dict(rule) for rule in qmp_rules],
         "gdb": spec.debugged,
@@ -96,18 +100,19 @@ def begin(
         "mode": mode,
         "side_by_side": side_by_side,
         "memory_mib": spec.memory_mib,
+        "usage": usage,
         "timeout_s": timeout_s,
         "limit": _KEPT + _KEPT_EACH * repeated,
     }
-    number = client.call("launch", request, timeout_s=3 * timeout_s)["launch"]
-    deadline = time.monotonic() + timeout_s
-    with client.stream(f"{number}.qmp") as qmp:
-        conversation = Conversation(client, number, deadline)
-        work = conversation.hold(qmp, spec)
-        # A thread of its own: the caller may be inside an event loop already.
-        with ThreadPoolExecutor(1, thread_name_prefix="qmp") as pool:
-            pool.submit(asyncio.run, work).result()
-        yield conversation
+
+
+def _usage(host: str, told: dict[str, Any]) -> Usage:
+    if None in told.values():
+        raise Unsupported(
+            f"{host}: this host does not tell what guests hold of it: {told}. ASIDs need the "
+            "misc controller (CONFIG_CGROUP_MISC), the firmware's guest count needs /dev/sev"
+        )
+    return Usage(**told)
 
 
 def _launch(collected: dict[str, Any], *, argv: tuple[str, ...], host: str, **said: Any) -> Launch:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The client of the agent: requests, replies and byte streams over one SSH channel."""
+"""The client of the agent: requests and replies over one SSH channel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import errno
 import itertools
 import os
 import queue
-import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,7 +30,6 @@ from pytest_seves.errors import (
 from pytest_seves.host import bootstrap
 from pytest_seves.host.agentzip import AgentZip, agent_zip
 from pytest_seves.host.inventory import LabHost
-from pytest_seves.host.streams import StreamPump
 
 if TYPE_CHECKING:  # it imports paramiko, which is slow: only when a host is used
     from pytest_seves.host.ssh import Connection, Process
@@ -78,7 +76,6 @@ class AgentClient:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._calls: dict[int, _Call] = {}
-        self._streams: dict[str, StreamPump] = {}
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._failure: Callable[[], HostError] | None = None
         self._greeted = threading.Event()
@@ -164,21 +161,6 @@ class AgentClient:
             remote=error.get("evidence"),
         )
 
-    def stream(self, name: str) -> socket.socket:
-        """The local end of a byte stream such as "1.qmp"; the caller closes it. Each stream has one.
-
-        :raises ValueError: it was taken before.
-        """
-        self._check_owner()
-        with self._lock:
-            self._raise_failure()
-            return self._pump(name).take()
-
-    def _pump(self, name: str) -> StreamPump:
-        if name not in self._streams:
-            self._streams[name] = StreamPump(name, lambda message: self._outbox.put(encode(message)))
-        return self._streams[name]
-
     def _check_owner(self) -> None:
         if os.getpid() != self._owner:
             raise AgentError("this client belongs to the process that was forked", host=self.host.name)
@@ -229,10 +211,6 @@ class AgentClient:
             if call:
                 call.reply = message
                 call.answered.set()
-        elif "stream" in message:
-            with self._lock:
-                pump = self._pump(message["stream"])
-            pump.receive(message)
         elif "hello" in message:
             self.hello = message["hello"]
             self._outbox.put(_BEAT)  # from the start: the line may be cut before anything else is said
@@ -251,12 +229,9 @@ class AgentClient:
             if self._failure is None:
                 self._failure = failure
             calls, self._calls = list(self._calls.values()), {}
-            streams = list(self._streams.values())
         self._greeted.set()
         for call in calls:
             call.answered.set()
-        for pump in streams:
-            pump.close()
         self._outbox.put(None)
         self._process.close()
 

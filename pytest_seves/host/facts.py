@@ -17,24 +17,10 @@ from typing import Any
 from pytest_seves.errors import FirmwareImageError
 from pytest_seves.measurement.firmware_table import FirmwareTable, parse
 from pytest_seves.spec import sev
-from pytest_seves.spec.layout import Field, Layout
+from pytest_seves.spec.layout import Layout
 
 Json = Mapping[str, Any]
 
-#: linux/psp-sev.h, struct sev_user_data_snp_status.
-SNP_STATUS = Layout(
-    "sev_user_data_snp_status",
-    32,
-    Field("api_major", 0, "B"),
-    Field("api_minor", 1, "B"),
-    Field("state", 2, "B"),
-    Field("is_rmp_initialized", 3, "B"),
-    Field("build_id", 4, "I"),
-    Field("flags", 8, "I"),
-    Field("guest_count", 12, "I"),
-    Field("current_tcb", 16, "8s"),
-    Field("reported_tcb", 24, "8s"),
-)
 _CAP_IPC_LOCK = 1 << 14
 
 
@@ -335,7 +321,7 @@ def _platform(raw: Json) -> tuple[Platform | None, str | None]:
 
 
 def _snp_platform(raw: Json) -> SnpPlatform | None:
-    fields, _ = _status(raw, SNP_STATUS)
+    fields, _ = _status(raw, sev.SEV_USER_DATA_SNP_STATUS)
     if fields is None:
         return None
     return SnpPlatform(

@@ -20,37 +20,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_seves.errors import EvidenceError
-from pytest_seves.spec.layout import Field, Layout
+from pytest_seves.spec.certificate import (
+    CERTIFICATE,
+    CERTIFICATE_VERSION,
+    CURVE_P384,
+    ECDH_SHA256,
+    ECDH_SHA384,
+    USAGE_NONE,
+    USAGE_PDH,
+)
 from pytest_seves.spec.sev import LAUNCH_SECRET_HEADER, LAUNCH_SESSION
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-#: A signature slot: usage, algorithm, and 512 bytes for the largest kind.
-_SIGNATURE = Layout("signature", 520, Field("usage", 0, "I"), Field("algo", 4, "I"), Field("data", 8, "512s"))
-#: SEV certificate, version 1, with an ECC key (SEV API, appendix C).
-CERTIFICATE = Layout(
-    "sev_cert",
-    2084,
-    Field("version", 0, "I"),
-    Field("api_major", 4, "B"),
-    Field("api_minor", 5, "B"),
-    Field("_reserved0", 6, "2s"),
-    Field("pubkey_usage", 8, "I"),
-    Field("pubkey_algo", 12, "I"),
-    Field("curve", 16, "I"),
-    Field("qx", 20, "72s"),
-    Field("qy", 92, "72s"),
-    Field("_reserved1", 164, "880s"),  # the RSA form of the key is longer
-    Field("sig1", 1044, _SIGNATURE),
-    Field("sig2", 1564, _SIGNATURE),
-)
-_VERSION = 1
-_USAGE_PDH = 0x1003
-_USAGE_INVALID = 0x1000
-_ECDH = {0x0003: "ECDH with SHA-256", 0x0103: "ECDH with SHA-384"}
-_ECDH_SHA256 = 0x0003
-_P384 = 2
+_ECDH = {ECDH_SHA256: "ECDH with SHA-256", ECDH_SHA384: "ECDH with SHA-384"}
 _COORDINATE = 48
 _KEY = 16
 
@@ -126,7 +110,11 @@ def public_key(pdh: bytes) -> EllipticCurvePublicKey:
     if len(pdh) != CERTIFICATE.size:
         raise _bad("size", f"{CERTIFICATE.size} bytes", f"{len(pdh)} bytes")
     fields = CERTIFICATE.decode(pdh)
-    for name, wanted in (("version", _VERSION), ("pubkey_usage", _USAGE_PDH), ("curve", _P384)):
+    for name, wanted in (
+        ("version", CERTIFICATE_VERSION),
+        ("pubkey_usage", USAGE_PDH),
+        ("curve", CURVE_P384),
+    ):
         if fields[name] != wanted:
             raise _bad(name, f"{wanted:#x}", f"{fields[name]:#x}")
     if fields["pubkey_algo"] not in _ECDH:
@@ -141,12 +129,12 @@ def public_key(pdh: bytes) -> EllipticCurvePublicKey:
 def certificate(key: EllipticCurvePublicKey) -> bytes:
     """An unsigned SEV certificate for an ECDH key: nobody vouches for a guest owner (GODH)."""
     numbers = key.public_numbers()
-    unsigned: dict[str, Any] = {"usage": _USAGE_INVALID}
+    unsigned: dict[str, Any] = {"usage": USAGE_NONE}
     return CERTIFICATE.encode(
-        version=_VERSION,
-        pubkey_usage=_USAGE_PDH,
-        pubkey_algo=_ECDH_SHA256,
-        curve=_P384,
+        version=CERTIFICATE_VERSION,
+        pubkey_usage=USAGE_PDH,
+        pubkey_algo=ECDH_SHA256,
+        curve=CURVE_P384,
         qx=numbers.x.to_bytes(_COORDINATE, "little").ljust(72, b"\0"),
         qy=numbers.y.to_bytes(_COORDINATE, "little").ljust(72, b"\0"),
         sig1=unsigned,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..spec.certificate import CERTIFICATE, CHAIN_SIZE
 from ..spec.sev import (
     MEASUREMENT_SIZE,
     SEV_STATUS_FLAGS_CONFIG_ES,
@@ -26,7 +27,6 @@ from ..spec.sev import (
 )
 from ..spec.vmsa import VMSA_PAGE_SIZE
 from . import encryption, owner_session
-from .certificate_format import CERTIFICATE_SIZE, CHAIN_SIZE
 from .certificates import PlatformKeys
 from .firmware_config import FirmwareConfig
 from .firmware_error import FirmwareError
@@ -94,7 +94,7 @@ class Firmware:
 
     def pdh_cert_export(self, pdh_length: int, chain_length: int) -> tuple[bytes, bytes]:
         """The platform's Diffie-Hellman certificate and the chain above it."""
-        if pdh_length < CERTIFICATE_SIZE or chain_length < CHAIN_SIZE:
+        if pdh_length < CERTIFICATE.size or chain_length < CHAIN_SIZE:
             raise FirmwareError(FirmwareStatus.INVALID_LEN)
         return self.keys.pdh_certificate, self.keys.chain
 

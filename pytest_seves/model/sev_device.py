@@ -8,8 +8,8 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
+from ..spec.certificate import CERTIFICATE, CHAIN_SIZE
 from ..spec.sev import SEV_ISSUE_CMD, SEV_ISSUE_CMD_DATA, FirmwareStatus, SevIssue
-from .certificate_format import CERTIFICATE_SIZE, CHAIN_SIZE
 
 if TYPE_CHECKING:
     from .supervisor import Call, GuestSupervisor
@@ -65,7 +65,7 @@ class SevDevice:
         answer, data = self._supervisor.platform.request(
             "PDH_CERT_EXPORT", pdh_length=pdh_length, chain_length=chain_length
         )
-        memory.write(address, _PDH_EXPORT.pack(pdh, CERTIFICATE_SIZE, chain, CHAIN_SIZE))
+        memory.write(address, _PDH_EXPORT.pack(pdh, CERTIFICATE.size, chain, CHAIN_SIZE))
         if answer["status"] == 0:
             memory.write(pdh, data[: answer["pdh"]])
             memory.write(chain, data[answer["pdh"] :])

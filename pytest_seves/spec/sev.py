@@ -192,6 +192,19 @@ SEV_USER_DATA_STATUS = Layout(
     Field("build", 7, "B"),
     Field("guest_count", 8, "I"),
 )
+SEV_USER_DATA_SNP_STATUS = Layout(
+    "sev_user_data_snp_status",
+    32,
+    Field("api_major", 0, "B"),
+    Field("api_minor", 1, "B"),
+    Field("state", 2, "B"),
+    Field("is_rmp_initialized", 3, "B"),
+    Field("build_id", 4, "I"),
+    Field("flags", 8, "I"),
+    Field("guest_count", 12, "I"),
+    Field("current_tcb", 16, "8s"),
+    Field("reported_tcb", 24, "8s"),
+)
 SEV_STATUS_FLAGS_OWNED = 1 << 0
 SEV_STATUS_FLAGS_CONFIG_ES = 1 << 8
 

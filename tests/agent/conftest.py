@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from pytest_seves.agent.frames import Decoder, encode
+from tests.agent.standing import Standing
 
 _ANSWER_S = 20.0
 
@@ -52,7 +53,7 @@ class LocalAgent:
                     return frame
             assert select.select([fd], [], [], max(0, deadline - time.monotonic()))[0], "no answer"
             data = os.read(fd, 1 << 16)
-            assert data, "the agent has ended"
+            assert data, self.end()
             self._arrived += self._decoder.feed(data)
 
     def ask(self, op: str, **args: Any) -> int:
@@ -94,6 +95,20 @@ def start_agent(tmp_path: Path) -> Iterator[Callable[..., LocalAgent]]:
 def agent(start_agent: Callable[..., LocalAgent]) -> LocalAgent:
     """A running agent."""
     return start_agent()
+
+
+@pytest.fixture
+def standing(tmp_path: Path) -> Iterator[Callable[..., Standing]]:
+    """VMMs that last; `more` is for their requests."""
+    made: list[Standing] = []
+
+    def make(**more: Any) -> Standing:
+        made.append(Standing(tmp_path, len(made), **more))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from pytest_seves.agent.lease_file import OwnFile
+from tests.agent.standing import QUIET
 
 LocalAgent = Any
 Start = Callable[..., LocalAgent]
@@ -37,7 +38,7 @@ def acquire(agent: LocalAgent, run: str, timeout_s: float = 0, **changes: Any) -
 def launch(agent: LocalAgent, run: str) -> None:
     """Start something that lasts, as the VMM, and wait until it runs."""
     before = len(processes_of(run))
-    assert "ok" in agent.call("launch", argv=NAP, mode="stop", timeout_s=60)
+    agent.ask("observe", argv=NAP, script=QUIET, mode="stop", timeout_s=60)
     until(lambda: len(processes_of(run)) > before)
 
 
@@ -151,7 +152,7 @@ def test_a_stopped_agent_that_wakes_up(start_agent: Start) -> None:
     assert acquire(other, B, timeout_s=15)["ok"] == {"token": 2}
     assert time.monotonic() - begin > EXPIRY_S / 2
     assert processes_of(A) == []
-    number = holder.ask("launch", argv=NAP, mode="stop", timeout_s=60)
+    number = holder.ask("observe", argv=NAP, script=QUIET, mode="stop", timeout_s=60)
     kill(holder, signal.SIGCONT)
     error = holder.receive(lambda frame: frame.get("id") == number)["error"]
     assert error["kind"] == "LeaseLost"
@@ -184,7 +185,7 @@ def test_a_later_token(agent: LocalAgent) -> None:
     acquire(agent, A)
     later_lease(agent)
     for op, args in (
-        ("launch", {"argv": NAP}),
+        ("observe", {"argv": NAP, "script": QUIET}),
         ("calls", {"program": [{"do": "misc"}]}),
         ("alone.begin", {}),
     ):
@@ -217,7 +218,7 @@ def test_a_file_that_is_gone(agent: LocalAgent) -> None:
     acquire(agent, A)
     (file,) = agent.temp.glob(f"pytest-seves.lease.{A}.*")
     file.unlink()
-    error = agent.call("launch", argv=NAP, timeout_s=60)["error"]
+    error = agent.call("observe", argv=NAP, script=QUIET, timeout_s=60)["error"]
     assert error["kind"] == "LeaseLost"
     assert "its file is gone" in error["message"]
 
@@ -228,7 +229,7 @@ def test_a_stopped_agent_that_nobody_waited_for(start_agent: Start) -> None:
     acquire(holder, A, expiry_s=EXPIRY_S)
     kill(holder, signal.SIGSTOP)
     time.sleep(EXPIRY_S * 1.5)
-    number = holder.ask("launch", argv=NAP, mode="stop", timeout_s=60)
+    number = holder.ask("observe", argv=["true"], script=QUIET, mode="stop", timeout_s=60)
     kill(holder, signal.SIGCONT)
     assert "ok" in holder.receive(lambda frame: frame.get("id") == number)
 

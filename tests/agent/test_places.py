@@ -3,74 +3,70 @@
 
 from __future__ import annotations
 
-import sys
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
+from tests.agent.standing import Standing
+
 LocalAgent = Any
-NAP = [sys.executable, "-c", "import time; time.sleep(600)"]
+Stand = Callable[..., Standing]
 ANY_MEMORY = 1 << 30
 
 
-def launch(agent: LocalAgent, most: int | None, **more: Any) -> int:
-    """Ask for something that lasts; the number of the request."""
-    request = {"argv": NAP, "mode": "stop", "timeout_s": 60, "side_by_side": most, **more}
-    number: int = agent.ask("launch", **request)
-    return number
-
-
-def answer(agent: LocalAgent, number: int) -> dict[str, Any]:
-    """The reply to a request."""
-    reply: dict[str, Any] = agent.receive(lambda frame: frame.get("id") == number)
-    return reply
-
-
-def end(agent: LocalAgent) -> None:
-    """Kill the first launch and collect it."""
-    agent.call("kill", launch=1, signal=9)
-    agent.call("collect", launch=1, timeout_s=15)
-
-
-def test_one_more_than_there_may_be_waits(start_agent: Callable[[], LocalAgent]) -> None:
+def test_one_more_than_there_may_be_waits(start_agent: Callable[[], LocalAgent], standing: Stand) -> None:
     """It starts when another one has ended, whichever agent's that was."""
-    first, second, third = start_agent(), start_agent(), start_agent()
-    for agent in (first, second):
-        assert "ok" in answer(agent, launch(agent, 2))
-    waiting = launch(third, 2)
+    running = [standing(side_by_side=2) for _ in range(2)]
+    for vmm in running:
+        start_agent().ask("observe", **vmm.request)
+        assert vmm.runs()
+    third, waiting = start_agent(), standing(side_by_side=2)
+    third.ask("observe", **waiting.request)
     assert "ok" in third.call("exec", argv=["true"], timeout_s=5)
-    assert not any(frame.get("id") == waiting for frame in third._arrived)
-    end(first)
-    assert "ok" in answer(third, waiting)
+    assert not waiting.runs(within_s=0)
+    os.kill(running[0].pids()[0], signal.SIGKILL)
+    assert waiting.runs()
 
 
-def test_an_agent_that_is_killed_leaves_its_place(start_agent: Callable[[], LocalAgent]) -> None:
+def test_an_agent_that_is_killed_leaves_its_place(
+    start_agent: Callable[[], LocalAgent], standing: Stand
+) -> None:
     """The kernel frees it."""
     killed, other = start_agent(), start_agent()
-    assert "ok" in answer(killed, launch(killed, 1))
-    waiting = launch(other, 1)
+    first, waiting = standing(side_by_side=1), standing(side_by_side=1)
+    killed.ask("observe", **first.request)
+    assert first.runs()
+    other.ask("observe", **waiting.request)
     killed.process.kill()
-    assert "ok" in answer(other, waiting)
+    assert waiting.runs()
 
 
-def test_who_waits_too_long_is_told(start_agent: Callable[[], LocalAgent]) -> None:
+def test_who_waits_too_long_is_told(start_agent: Callable[[], LocalAgent], standing: Stand) -> None:
     """The refusal names the limit; the next launch is possible again."""
     busy, other = start_agent(), start_agent()
-    assert "ok" in answer(busy, launch(busy, 1))
-    error = answer(other, launch(other, 1, timeout_s=0.2))["error"]
+    first, late, next_one = standing(side_by_side=1), standing(side_by_side=1, timeout_s=0.2), standing()
+    busy.ask("observe", **first.request)
+    vmm, _ = first.pids()
+    error = other.call("observe", **late.request)["error"]
     assert (error["kind"], error["evidence"]["side_by_side"]) == ("Busy", 1)
-    end(busy)
-    assert "ok" in answer(other, launch(other, 1))
+    os.kill(vmm, signal.SIGKILL)
+    other.ask("observe", **{**next_one.request, "side_by_side": 1})
+    assert next_one.runs()
 
 
-def test_more_memory_than_there_is(agent: LocalAgent) -> None:
+def test_more_memory_than_there_is(agent: LocalAgent, standing: Stand) -> None:
     """A guest that the host has no memory for is not started."""
-    error = answer(agent, launch(agent, None, memory_mib=ANY_MEMORY, timeout_s=0.2))["error"]
+    vmm = standing(memory_mib=ANY_MEMORY, timeout_s=0.2)
+    error = agent.call("observe", **vmm.request)["error"]
     assert error["kind"] == "Busy"
     assert f"wanted {ANY_MEMORY}" in error["message"]
-    assert agent.call("collect", launch=1, timeout_s=5)["error"]["kind"] == "UnknownLaunch"
+    assert not vmm.runs(within_s=0)
 
 
-def test_a_launch_that_cannot_be_made_leaves_its_place(agent: LocalAgent) -> None:
+def test_a_launch_that_cannot_be_made_leaves_its_place(agent: LocalAgent, standing: Stand) -> None:
     """An argument that makes no sense is the answer, and holds nothing."""
-    assert "error" in answer(agent, launch(agent, 1, mode="sideways"))
-    assert "ok" in answer(agent, launch(agent, 1))
+    vmm = standing(side_by_side=1)
+    assert "error" in agent.call("observe", **{**vmm.request, "mode": "sideways"})
+    agent.ask("observe", **vmm.request)
+    assert vmm.runs()

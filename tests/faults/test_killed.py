@@ -30,17 +30,17 @@ StartProxy = Callable[[ModelHost], Proxy]
 
 WITHIN_S = 10.0
 SMALL = (str(PROJECT / "suites/smm"), "-k", "refused or auto", "-p", "no:cacheprovider")
-#: A guest that stands: nobody talks to its QEMU. Then something happens to the run.
+#: A guest that runs on: nobody ends its QEMU. Then something happens to the run.
 STANDING = """
 import os, pytest, signal
 from pytest_seves.guest.calls import open_kvm
+from pytest_seves.guest.observe import begin
+from pytest_seves.guest.spec import GuestSpec
 from tests.faults.proxy import tell
 
 def stand(launch_guest, sev_host):
-    argv = list(launch_guest().argv)
-    sev_host.client.call("launch", {{"argv": argv, "mode": "auto", "timeout_s": 300, "limit": 1 << 20}})
-    wanted = {{"sev": 0, "sev_es": 1, "guests": 1}}
-    assert sev_host.client.call("usage", {{"wanted": wanted, "settle_s": 5}}) == wanted
+    argv = launch_guest().argv
+    assert begin(sev_host.client, argv, spec=GuestSpec(ends="never"), timeout_s=300)["phase"] == ""
 
 @pytest.mark.parametrize("number", range(20))
 def test_it(kvm, launch_guest, sev_host, number):

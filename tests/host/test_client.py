@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The agent's client, over a real sshd: requests, replies, files, streams."""
+"""The agent's client, over a real sshd: requests, replies, files."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -23,22 +22,12 @@ from pytest_seves.host.client import AgentClient, open_client
 
 Sshd = Any
 
-ECHO = "import os\nwhile data := os.read(3, 65536):\n    os.write(3, data)\n"
-
 
 @pytest.fixture
 def client(sshd: Sshd) -> Iterator[AgentClient]:
     """A running agent."""
     with open_client(sshd.host()) as client:
         yield client
-
-
-def launch(client: AgentClient, program: str) -> int:
-    """Start a Python program as the VMM."""
-    argv = [sys.executable, "-c", program]
-    result = client.call("launch", {"argv": argv, "mode": "stop", "timeout_s": 60})
-    number: int = result["launch"]
-    return number
 
 
 def test_unknown_operation(client: AgentClient) -> None:
@@ -191,65 +180,6 @@ def test_one_connection_for_all_agents_of_a_host(sshd: Sshd) -> None:
     second.close()
     gone = subprocess.run(["timeout", "10", "tail", f"--pid={session}", "-f", "/dev/null"], check=False)
     assert gone.returncode == 0
-
-
-def test_stream_both_ways(client: AgentClient) -> None:
-    """What goes in comes out, in order, and the end goes both ways."""
-    number = launch(client, ECHO)
-    data = os.urandom(3 << 20)
-    received = bytearray()
-    with client.stream(f"{number}.qmp") as stream:
-
-        def send() -> None:
-            stream.sendall(data)
-            stream.shutdown(socket.SHUT_WR)
-
-        sender = threading.Thread(target=send)
-        sender.start()
-        while part := stream.recv(1 << 20):
-            received += part
-        sender.join()
-    assert received == data
-    result = client.call("collect", {"launch": number, "timeout_s": 10})
-    assert result["exit"] == {"status": 0}
-
-
-def test_a_stream_has_one_end(client: AgentClient) -> None:
-    """Taking a stream twice is refused."""
-    number = launch(client, ECHO)
-    with client.stream(f"{number}.qmp"), pytest.raises(ValueError, match="one end"):
-        client.stream(f"{number}.qmp")
-
-
-def test_a_reader_that_does_not_read(client: AgentClient) -> None:
-    """A flood that nobody reads stops at the window; calls go on, and a late reader gets every byte."""
-    flood = "import os\nfor n in range(160):\n    os.write(3, bytes([n]) * 65536)\n"
-    number = launch(client, flood)
-    stream = client.stream(f"{number}.qmp")
-    progress = client.call("wait", {"launch": number, "until": "exit", "timeout_s": 2})
-    assert progress["reached"] is False
-    assert client.call("exec", {"argv": ["true"], "timeout_s": 10})["status"] == 0
-    received = bytearray()
-    while part := stream.recv(1 << 20):
-        received += part
-    stream.close()
-    assert received == b"".join(bytes([n]) * 65536 for n in range(160))
-    result = client.call("collect", {"launch": number, "timeout_s": 10})
-    assert result["exit"] == {"status": 0}
-    assert result["qmp_dropped"] > 8 << 20
-    assert sum(len(text.encode()) for _, _, text in result["qmp"]) < 8 << 20
-
-
-def test_a_vmm_that_does_not_read(client: AgentClient) -> None:
-    """Sending to a VMM that reads nothing blocks the sender, not the client; closing ends it."""
-    number = launch(client, "import time; time.sleep(60)")
-    with client.stream(f"{number}.qmp") as stream:
-        stream.settimeout(1)
-        with pytest.raises(TimeoutError):
-            stream.sendall(bytes(16 << 20))
-        assert client.call("kill", {"launch": number, "signal": 9}) == {"sent": True}
-        result = client.call("collect", {"launch": number, "timeout_s": 10})
-    assert result["exit"]["signal"] == 9
 
 
 def test_importing_the_client_leaves_paramiko_alone() -> None:

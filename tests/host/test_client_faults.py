@@ -29,8 +29,9 @@ from pytest_seves.host.client import AgentClient, open_client
 
 Sshd = Any
 
-#: A VMM that has a child; both say that they are there, and live for ever.
-FAMILY = "import os, time\nos.fork()\nos.write(3, b'x')\ntime.sleep(600)"
+#: A VMM that is not talked to and has a child; both say that they are there, and live for ever.
+FAMILY = "import os, sys, time\nos.close(3)\nos.fork()\nopen(sys.argv[1], 'a').write('x')\ntime.sleep(600)"
+QUIET = {"questions": [], "paused": False, "paused_steps": [], "steps": [], "ends": "never"}
 
 
 def script(path: Path, text: str) -> str:
@@ -40,14 +41,18 @@ def script(path: Path, text: str) -> str:
     return str(path)
 
 
-def start_family(client: AgentClient) -> list[int]:
+def start_family(client: AgentClient, fifo: Path) -> list[int]:
     """Launch :data:`FAMILY`; pidfds of the recorder, the VMM and its child."""
-    argv = [sys.executable, "-c", FAMILY]
-    recorder = client.call("launch", {"argv": argv, "mode": "stop", "timeout_s": 600})["pid"]
-    with client.stream("1.qmp") as stream:
-        stream.settimeout(20)
-        assert stream.recv(1) + stream.recv(1) == b"xx"
-    members = [recorder, *descendants(recorder)]
+    os.mkfifo(fifo)
+    told = os.open(fifo, os.O_RDWR)
+    argv = [sys.executable, "-c", FAMILY, str(fifo)]
+    client.call("observe", {"argv": argv, "script": QUIET, "mode": "stop", "timeout_s": 600})
+    said = b""
+    while len(said) < 2:
+        assert select.select([told], [], [], 20)[0]
+        said += os.read(told, 2)
+    os.close(told)
+    members = descendants(client.hello["pid"])
     assert len(members) == 3
     return [os.pidfd_open(pid) for pid in members]
 
@@ -218,37 +223,34 @@ def test_two_first_starts_at_once(sshd: Sshd) -> None:
 # While it runs
 
 
-def test_agent_killed_during_a_launch(sshd: Sshd) -> None:
+def test_agent_killed_during_a_launch(sshd: Sshd, tmp_path: Path) -> None:
     """SIGKILL of the agent takes recorder, VMM and its children along; callers learn of it."""
     with open_client(sshd.host()) as client:
-        family = start_family(client)
+        family = start_family(client, tmp_path / "fifo")
         os.kill(client.hello["pid"], signal.SIGKILL)
         with pytest.raises(AgentDied, match="while it was needed"):
-            client.call("wait", {"launch": 1, "until": "exit", "timeout_s": 20})
+            client.call("wait", {"launch": 1, "timeout_s": 20})
         with pytest.raises(AgentDied):
             client.call("facts")
     assert all_gone(family)
 
 
-def test_client_closed_during_a_launch(sshd: Sshd) -> None:
+def test_client_closed_during_a_launch(sshd: Sshd, tmp_path: Path) -> None:
     """Closing the client ends everything before it returns."""
     client = open_client(sshd.host())
-    family = start_family(client)
+    family = start_family(client, tmp_path / "fifo")
     client.close()
     assert all_gone(family, 0)
 
 
-def test_connection_dropped_during_a_launch(sshd: Sshd) -> None:
+def test_connection_dropped_during_a_launch(sshd: Sshd, tmp_path: Path) -> None:
     """A dropped connection is called that, fails every call under way and leaves nothing on the host."""
     with open_client(sshd.host()) as client:
-        family = start_family(client)
-        stream = client.stream("2.qmp")
+        family = start_family(client, tmp_path / "fifo")
         timer = threading.Timer(0.3, sshd.signal_connections, (signal.SIGKILL,))
         timer.start()
         with pytest.raises(ConnectionLost, match="closed the connection or it broke"):
-            client.call("wait", {"launch": 1, "until": "exit", "timeout_s": 20})
-        assert stream.recv(1) == b""
-        stream.close()
+            client.call("wait", {"launch": 1, "timeout_s": 20})
     assert all_gone(family)
 
 
@@ -292,8 +294,9 @@ def test_console_flood(sshd: Sshd) -> None:
     )
     with open_client(sshd.host()) as client:
         argv = [sys.executable, "-c", flood]
-        client.call("launch", {"argv": argv, "mode": "stop", "timeout_s": 60})
-        result = client.call("collect", {"launch": 1, "timeout_s": 50})
+        quiet = {**QUIET, "ends": "quit"}
+        request = {"argv": argv, "script": quiet, "mode": "stop", "timeout_s": 60}
+        result = client.call("observe", request)
     assert result["exit"] == {"status": 0}
     console = result["console"]
     assert console["dropped"] == (49 << 20)

@@ -25,11 +25,18 @@ from pytest_seves.model.host import ModelHost
 Connect = Callable[..., Target]
 _LIMIT_S = 120
 GUEST = ["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none"]
+#: What launches it: it is not talked to, and runs on.
+LAUNCH = {
+    "argv": ["sh", "-c", 'exec 3<&-; exec "$@"', "sh", *GUEST],
+    "script": {"questions": [], "paused": False, "paused_steps": [], "steps": [], "ends": "never"},
+    "mode": "stop",
+    "timeout_s": 600,
+}
 #: A test that has the host until its other end of a pipe is written to.
 HOLDS = f"""
 import os
 def test_it(sev_host):
-    sev_host.client.call("launch", {{"argv": {GUEST!r}, "mode": "stop", "timeout_s": 600}}, timeout_s=30)
+    assert "launch" in sev_host.client.call("observe", {LAUNCH!r}, timeout_s=30)
     open("pids", "w").write(f"{{os.getpid()}} {{sev_host.client.hello['pid']}}")
     os.rename("pids", "holds")
     open("go").read()
@@ -303,15 +310,14 @@ def test_the_fence(connect: Connect) -> None:
     """A holder that was stopped while another run took over can launch nothing when it wakes up."""
     first, second = (connect(Tenant(run, "alice", "desk", 1)) for run in ("1a2b3c4d", "5e6f7a8b"))
     pid = first.client.hello["pid"]
-    guest = {"argv": GUEST, "mode": "stop", "timeout_s": 60}
-    first.client.call("launch", guest)
+    first.client.call("observe", LAUNCH)
     os.kill(pid, signal.SIGSTOP)
     try:
-        assert second.client.call("launch", guest)["launch"] == 1
+        assert second.client.call("observe", LAUNCH)["launch"] == 1
     finally:
         os.kill(pid, signal.SIGCONT)
     with pytest.raises(LeaseLost, match="run 5e6f7a8b"):
-        first.client.call("launch", guest)
+        first.client.call("observe", LAUNCH)
     assert guests("1a2b3c4d") == []
     with pytest.raises(LeaseError):
         first.client.call("facts", {"vmm": "none", "firmware": None})

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from pytest_seves.errors import EvidenceError
 from pytest_seves.measurement import session
-from pytest_seves.measurement.session import CERTIFICATE, create_session
+from pytest_seves.measurement.session import create_session
+from pytest_seves.spec.certificate import CERTIFICATE
 from pytest_seves.spec.sev import LAUNCH_SECRET_HEADER, LAUNCH_SESSION
 
 PLATFORM = ec.derive_private_key(0x5E5, ec.SECP384R1())

@@ -17,6 +17,7 @@ from pytest_seves.model import certificates, encryption
 from pytest_seves.model.firmware import Firmware
 from pytest_seves.model.firmware_config import FirmwareConfig
 from pytest_seves.model.firmware_error import FirmwareError
+from pytest_seves.spec.certificate import CERTIFICATE
 from pytest_seves.spec.sev import FirmwareStatus
 
 POLICY = 5
@@ -138,9 +139,9 @@ def test_secret_arrives_encrypted_for_the_guest(firmware: Firmware) -> None:
 def test_platform_chain_verifies(firmware: Firmware) -> None:
     """The PDH certificate carries a valid ECDSA signature of the PEK."""
     pdh = firmware.keys.pdh_certificate
-    fields = certificates.CERTIFICATE.decode(pdh)
-    pek = certificates.CERTIFICATE.decode(firmware.keys.chain[:2084])
+    fields = CERTIFICATE.decode(pdh)
+    pek = CERTIFICATE.decode(firmware.keys.chain[:2084])
     point = [int.from_bytes(pek[name], "little") for name in ("qx", "qy")]
-    r, s = (int.from_bytes(fields[name], "little") for name in ("sig1_r", "sig1_s"))
+    r, s = (int.from_bytes(fields["sig1"][name], "little") for name in ("r", "s"))
     key = ec.EllipticCurvePublicNumbers(point[0], point[1], ec.SECP384R1()).public_key()
     key.verify(encode_dss_signature(r, s), pdh[:0x414], ec.ECDSA(SHA384()))

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_seves.evidence.probe_report import ProbeReport, read_reports
-from pytest_seves.guest.gdbstub import GdbStub
 from pytest_seves.guest.payload.image import probe_image
 from pytest_seves.model.host import ModelHost
+from pytest_seves.spec.gdb import PacketReader, encode
 from tests.model.driving import Guest
 
 _DEADLINE_S = 30.0
@@ -76,13 +76,23 @@ class Probe:
         """Stop the guest, attach to the gdbstub, and send these; D lets it go on."""
         self.guest("stop")  # else the stub tells of the stop without being asked
         with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(_DEADLINE_S)
             peer.connect(str(self._gdb))
-            stub = GdbStub(peer, time.monotonic() + _DEADLINE_S)
-            return [stub.exchange(packet) for packet in packets]
+            return [_exchange(peer, packet) for packet in packets]
 
     def monitor(self, command: str) -> str:
         """A command of the human monitor."""
         return str(self.guest("human-monitor-command", **{"command-line": command}))
+
+
+def _exchange(peer: socket.socket, packet: str) -> str:
+    """The gdbstub's answer to a packet that has one."""
+    peer.sendall(encode(packet))
+    reader, answers = PacketReader(), list[str]()
+    while not answers:
+        answers = reader.feed(peer.recv(1 << 16))
+    peer.sendall(b"+")
+    return answers[0]
 
 
 def boot(launch: Callable[..., Guest], on: ModelHost, scenario: str = "boot", **parameters: Any) -> Probe:
