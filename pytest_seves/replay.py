@@ -10,12 +10,12 @@ import pytest
 
 from .blocked import HostBlocked
 from .errors import RigError
-from .evidence.bundle import Bundle, Result
+from .evidence.bundle import Bundle, Result, without_host
 from .evidence.plain import plain_line
 from .guest.replayed import RecordedKvm, RecordedLauncher, RecordedLaunches, RecordedTarget
 from .host.inventory import LabHost
 from .options import Options
-from .results import Reports, without_host
+from .results import Reports
 from .source import Tell
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Replayed:
         self.bundle = Bundle.open(root)
         self._targets = {name: RecordedTarget(self.bundle, name) for name in options.hosts}
         self._launches = {name: RecordedLaunches(self.bundle, name) for name in options.hosts}
-        self._results = {(without_host(r.test, r.host), r.host): r for r in self.bundle.results}
+        self._results = {(r.name, r.host): r for r in self.bundle.results}
         models = {name: self.bundle.about.hosts[name].model for name in options.hosts}
         self.entries = {name: LabHost(name, None, "", "", model=model) for name, model in models.items()}
 
@@ -98,9 +98,9 @@ class Replay:
         host = dict(item.user_properties).get("host")
         result = self._replayed.result(item.nodeid, str(host)) if host else None
         if result is not None and result.outcome == "blocked":
-            raise HostBlocked(result.why, pytrace=False)
+            raise HostBlocked(plain_line(result.why), pytrace=False)
         if result is not None and result.rig:
-            raise RigError(f"as recorded: {result.why}")
+            raise RigError(f"as recorded: {plain_line(result.why)}")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Compare a test that has come to its end with what was recorded."""

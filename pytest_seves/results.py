@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from .evidence.bundle import without_host
 from .evidence.plain import plain_line
 from .verdicts import outcome, why
 
@@ -77,11 +78,6 @@ def note(report: pytest.TestReport, item: pytest.Item, evidence: list[dict[str, 
         if isinstance(value, _SIMPLE) and name != "sev_host"
     }
     report.sev_evidence = list(evidence)  # type: ignore[attr-defined]
-
-
-def without_host(name: str, host: str) -> str:
-    """A test's name as it is with one host alone: with several, it ends with its host's."""
-    return name.replace(f"-{host}]", "]").replace(f"[{host}]", "")
 
 
 def _simple(value: object) -> object:

@@ -13,13 +13,15 @@ import pytest
 
 from .blocked import Blocked, Watch
 from .errors import EvidenceError, InventoryError, RigError, SevesError, UsageError
+from .evidence.bundle import without_host
+from .evidence.plain import plain_line
 from .host.lease import Tenant
 from .hosts import Hosts
 from .ledger import Ledger
 from .options import Options
 from .replay import Replay, Replayed
 from .report import catalogue
-from .results import note, without_host
+from .results import note
 from .screen import progress
 from .source import Source, Tell
 from .verdicts import Verdicts
@@ -235,7 +237,7 @@ class Run:
     def _found(self) -> dict[str, str]:
         """What blocked hosts, now or in the run that is replayed."""
         recorded = self._replayed.bundle.about.blocked if self._replayed else {}
-        return {**self.watch.finish(), **{host: str(row.get("why")) for host, row in recorded.items()}}
+        return {**self.watch.finish(), **{host: plain_line(row["why"]) for host, row in recorded.items()}}
 
     def pytest_unconfigure(self) -> None:
         """Whatever happened before, leave nothing behind."""

@@ -11,6 +11,7 @@ from pytest_seves.errors import EvidenceError, Undecided
 from pytest_seves.spec.sev import Policy
 
 from .gdb import GdbTranscript
+from .plain import plain
 from .probe_report import ProbeReport, read_report, read_reports
 from .qmp import QmpTranscript
 from .timeline import ES_INIT_COMMANDS, INIT_COMMANDS, Stage, Timeline
@@ -179,7 +180,7 @@ class Launch:
         """How the launch ended, in one or two lines for a person."""
         issued = [event for event in self.timeline.events if event.sev is not None]
         last = f"last SEV command {issued[-1]}" if issued else "no SEV command was issued"
-        said = self.stderr.text.strip().splitlines()
+        said = plain(self.stderr.text).strip().splitlines()
         text = f"{last}; {self.exit}"
         if self.phase:
             text += f" while {self.phase}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_seves.errors import HostError, NotRecorded
 from pytest_seves.evidence.bundle import Bundle, Evidence, Result
+from pytest_seves.evidence.plain import plain_line
 from pytest_seves.host.facts_file import entry_of, facts_of
 from pytest_seves.host.readiness import judge, ready
 
@@ -197,11 +198,9 @@ class RecordedKvm:
 
 def _missing(what: str, result: Result | None) -> NotRecorded:
     text = f"not in the bundle: {what}"
-    return NotRecorded(f"{text}; it was skipped then: {result.why}" if _skipped(result) and result else text)
-
-
-def _skipped(result: Result | None) -> bool:
-    return result is not None and result.outcome == "skipped"
+    if result is not None and result.outcome == "skipped":
+        text += f"; it was skipped then: {plain_line(result.why)}"
+    return NotRecorded(text)
 
 
 def _asked(record: Mapping[str, Any]) -> str:

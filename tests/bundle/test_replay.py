@@ -154,6 +154,19 @@ def test_a_blocked_host_is_blocked_again(suite: Suite, tmp_path: Path) -> None:
     assert "1 verdicts are as recorded, 0 changed." in done.stdout
 
 
+def test_a_recorded_reason_does_nothing_to_the_terminal(suite: Suite, tmp_path: Path) -> None:
+    """Why a host was blocked may be anything, and is shown escaped."""
+    blocked(tmp_path / "bundle")
+    text = (tmp_path / "bundle/results.jsonl").read_text().replace("rebooted", "\\u001b[2J")
+    (tmp_path / "bundle/results.jsonl").write_text(text)
+    row = {"why": "\x1b]0;x\x07", "after": 0, "of": 1}
+    bundles.seal(tmp_path / "bundle", blocked={"lab1": row})
+    folder = suite("def test_it(sev_host): pass")
+    done = run_in(folder, f"--sev-replay={tmp_path / 'bundle'}", "--color=no")
+    assert r"lab1: \x1b[2J: boot id 2" in done.stdout
+    assert not {"\x1b", "\x07"} & set(done.stdout + done.stderr)
+
+
 def test_several_hosts_or_one_of_them(suite: Suite, tmp_path: Path) -> None:
     """A test has another name with one host than with two, and is the same test."""
     lab, root = tmp_path / "lab", tmp_path / "bundle"

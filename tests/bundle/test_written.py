@@ -264,6 +264,18 @@ def _line(root: Path) -> dict[str, Any]:
     return line
 
 
+def test_evidence_that_cannot_be_written_is_no_verdict(suite: Suite, tmp_path: Path) -> None:
+    """A file stands where the launches would go: an error of the rig, which names the place."""
+    root = tmp_path / "bundle"
+    lines = ("PLACE.mkdir()", "(PLACE / 'launches').touch()", "launch_guest()")
+    body = "\n    ".join(["def test_it(launch_guest):", *lines])
+    folder = suite(f"import pathlib\nPLACE = pathlib.Path({str(root / 'model')!r})\n" + body)
+    done = run_in(folder, "--sev-host=model", f"--sev-artifacts={root}")
+    assert "1 error" in done.stdout, done.stdout
+    assert "evidence cannot be written: [Errno 20] Not a directory" in done.stdout
+    assert Bundle.open(root).results[0].rig
+
+
 def test_a_crashed_worker_is_an_error_of_the_rig(suite: Suite, tmp_path: Path) -> None:
     """Its test has no teardown, and its line all the same."""
     folder = suite("import os, signal\ndef test_it(sev_host): os.kill(os.getpid(), signal.SIGKILL)\n")

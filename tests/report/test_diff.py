@@ -236,6 +236,17 @@ def test_an_incomplete_run_is_compared_and_said_to_be(
     assert told.startswith(f"note: {tmp_path / 'b'}: incomplete")
 
 
+def test_a_call_of_the_wrong_size_is_trouble(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A recording that decodes, and whose registers do not, is named."""
+    short = records()
+    short[5] = ioctl(kvm.KVM_SET_REGS, kind="vcpu:0", before=b"12")
+    for name in "ab":
+        bundles.write(tmp_path / name, launch(short))
+    code, told = diff(capsys, tmp_path / "a", tmp_path / "b")
+    assert code == 2
+    assert "001-2vcpu-ES+NODBG: a call cannot be decoded: " in told
+
+
 def test_trouble_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is no bundle, or was edited, is neither equal nor different."""
     place = bundles.write(tmp_path / "a")
