@@ -7,13 +7,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_seves.errors import HostError, NotRecorded
 from pytest_seves.evidence.bundle import Bundle, Evidence, Result
 from pytest_seves.evidence.plain import plain_line
 from pytest_seves.host.facts_file import entry_of, facts_of
-from pytest_seves.host.readiness import judge, ready
+from pytest_seves.host.readiness import Row, judge, ready
 
 from .answers import Answers
 from .calls import Step, Steps, flat
@@ -54,14 +54,20 @@ class RecordedTarget:
         """What it was."""
         return facts_of(self._record)
 
+    @property
+    def client(self) -> NoReturn:
+        """There is no connection: a test that wants one does not judge evidence."""
+        raise NotRecorded(f"not in the bundle: a connection to {self.name}")
+
     def require_ready(self) -> None:
         """Refuse to judge a VMM on a host that cannot run SEV-ES guests."""
-        failing = [row.name for row in self._rows if row.state == "fail"]
-        if not ready(self._rows):
+        failing = [row.name for row in self.readiness if row.state == "fail"]
+        if not ready(self.readiness):
             raise HostError(f"was not ready for SEV-ES: {', '.join(failing)}", host=self.name)
 
     @cached_property
-    def _rows(self) -> list[Any]:
+    def readiness(self) -> list[Row]:
+        """The rows of `--sev-check`, judged again."""
         return judge(self.facts, self.entry)
 
 

@@ -51,6 +51,8 @@ def test_a_replay_leaves_the_bundle_as_it_was(recorded: Path, tmp_path: Path) ->
     for file in before:
         file.chmod(0o555 if file.is_dir() else 0o444)
     done = run_in(PROJECT, "suites/smm", f"--sev-replay={copy}", "-n0")
+    for file in before:
+        file.chmod(0o755)  # it is to be removed
     assert done.returncode == 0, done.stdout
     assert {file: file.stat().st_mtime_ns for file in copy.rglob("*")} == before
     assert re.search(r"\d+ recorded tests were not judged again", done.stdout)
@@ -121,6 +123,16 @@ def test_a_suite_that_judges_otherwise_says_what_changed(suite: Suite, tmp_path:
         "test_made (model): passed then, skipped now: not in the bundle: what the test made as 'other'",
     ):
         assert f"  test_it.py::{line}" in done.stdout
+
+
+def test_a_test_that_wants_the_host_itself_is_skipped(suite: Suite, tmp_path: Path) -> None:
+    """There is no connection to give it."""
+    root = tmp_path / "bundle"
+    folder = suite("def test_it(sev_host): assert sev_host.client.call('health')\n")
+    run_in(folder, "--sev-host=model", f"--sev-artifacts={root}")
+    assert [result.outcome for result in Bundle.open(root).results] == ["passed"]
+    done = run_in(folder, f"--sev-replay={root}")
+    assert "passed then, skipped now: not in the bundle: a connection to model" in done.stdout, done.stdout
 
 
 def test_what_was_no_verdict_is_none_again(suite: Suite, tmp_path: Path) -> None:
