@@ -19,7 +19,7 @@ import pytest
 import pytest_seves.evidence
 from pytest_seves.errors import EvidenceError
 from pytest_seves.evidence.bundle import Bundle
-from tests.bundle.conftest import PROJECT, environment, run_in
+from tests.bundle.conftest import CATALOGUE, PROJECT, environment, run_in
 
 SCHEMAS = Path(pytest_seves.evidence.__file__).parent / "schemas"
 Suite = Callable[..., Path]
@@ -223,6 +223,31 @@ def test_a_listing_leaves_nothing(suite: Suite, tmp_path: Path) -> None:
     folder = suite("def test_it(sev_host): pass")
     run_in(folder, "--sev-host=model", f"--sev-artifacts={tmp_path / 'bundle'}", "--collect-only")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_log_that_still_grows_is_no_part_of_it(suite: Suite, tmp_path: Path) -> None:
+    """A job that writes its own output into the same directory does not break the seal."""
+    root = tmp_path / "bundle"
+    root.mkdir()
+    (root / "job.log").write_text("begun\n")
+    run_in(suite("def test_it(sev_host): pass"), "--sev-host=model", f"--sev-artifacts={root}")
+    (root / "job.log").write_text("begun\nended\n")
+    assert "job.log" not in Bundle.open(root).names
+
+
+@pytest.mark.parametrize("within", ["suite", "other"])
+def test_each_catalogue_is_copied(suite: Suite, tmp_path: Path, within: str) -> None:
+    """A second one of the same run has a number."""
+    folder = suite("def test_it(sev_host): pass")
+    if within == "other":
+        other = folder / "other"
+        other.mkdir()
+        (other / "requirements.toml").write_text(CATALOGUE.replace("The first.", "Another."))
+        (other / "test_other.py").write_text((folder / "test_it.py").read_text())
+    run_in(folder, "--sev-host=model", f"--sev-artifacts={tmp_path / 'bundle'}")
+    copies = {"suite": ["requirements.toml"], "other": ["requirements-2.toml", "requirements.toml"]}
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert [name for name in bundle.names if name.startswith("requirements")] == copies[within]
 
 
 def test_a_run_that_judged_nothing_leaves_no_bundle(suite: Suite, tmp_path: Path) -> None:
