@@ -9,6 +9,7 @@ from pathlib import Path
 
 from . import __version__
 from .errors import SevesError
+from .report import commands as reports
 from .report import diff_command
 
 
@@ -23,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     agent.add_argument("file", type=Path)
     hosts.set_defaults(run=lambda given: _hosts(given.sev_lab))
     agent.set_defaults(run=lambda given: _agent(given.file))
+    reports.declare(commands)
     diff_command.declare(commands)
     given = parser.parse_args(arguments)
     try:

@@ -21,11 +21,13 @@ from .evidence.folder import Folder
 from .guest.archive import remove_halves, write_whole
 from .hosts import Hosts
 from .options import Options
-from .report import catalogue
+from .report import catalogue, plan
+from .report.levels import LEVELS
 from .results import Reports
 
 #: What an earlier run leaves, of this version or of one before there were bundles.
-_DERIVED = ("verdicts.json", "summary.md")
+#: What others write at the end: the verdicts, and what a qualification report is made from.
+_OTHERS = ("verdicts.json", "summary.md", LEVELS, plan.NAME)
 _TAKEN = (ABOUT, RESULTS, "verdicts.json")
 _PLUGINS = ("pytest", "pytest-xdist", "paramiko", "cryptography", "unicorn")
 
@@ -91,19 +93,20 @@ class Ledger:
         with (self._folder / RESULTS).open("ab", buffering=0) as file:
             file.write(json.dumps(line).encode("ascii") + b"\n")
 
-    def seal(self, status: int, counts: tuple[int, int], blocked: Mapping[str, Mapping[str, Any]]) -> None:
+    def seal(self, status: int, counts: tuple[int, int], blocked: Mapping[str, Mapping[str, Any]]) -> bool:
         """Write the rest, and the SHA-256 of every file: nothing is added afterwards.
 
-        Where no test came to its end there is nothing to keep, and the directory is left to the next run.
+        Where no test came to its end there is nothing to keep, and the directory is left to the next run:
+        False, there is no bundle.
         """
         if self._about is None:
-            return
+            return False
         for line in self._reports.rest():
             self._append(line)
         if not (self._folder / RESULTS).stat().st_size:  # a usage error, or nothing was collected
             (self._folder / RESULTS).unlink()
             (self._folder / ABOUT).unlink()
-            return
+            return False
         remove_halves(self._folder)
         names, own = self._names(), Folder(self._folder)
         self._about.update(
@@ -115,10 +118,11 @@ class Ledger:
             sealed={name: own.sha256(name) for name in names},
         )
         self._write()
+        return True
 
     def _names(self) -> list[str]:
         """Files of the bundle; what else lies there, a log that still grows, is somebody else's."""
-        mine = {RESULTS, *_DERIVED, *self._copies.values(), *self._options.hosts}
+        mine = {RESULTS, *_OTHERS, *self._copies.values(), *self._options.hosts}
         paths = [path.relative_to(self._folder) for path in self._folder.rglob("*") if path.is_file()]
         links = (path for path in paths if not (self._folder / path).is_symlink())
         return sorted(str(path) for path in links if path.parts[0] in mine)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 VCPUS = "1,2,3,8,16,64"
 ES_POLICIES = "0x4,0x5,0x6,0x7"
-_DIRECTORIES = ("--sev-lab", "--sev-artifacts", "--sev-replay")
+_DIRECTORIES = ("--sev-lab", "--sev-artifacts", "--sev-report", "--sev-replay")
 _KEEP_MIN = 30.0
 _KEEP_MOST_MIN = 24 * 60.0
 _U32 = 0xFFFFFFFF
@@ -35,6 +35,9 @@ class Options:
     check: bool
     provision: str | None
     artifacts: Path | None
+    report: Path | None
+    sign_key: Path | None
+    sign_passphrase: str | None
     replay: Path | None
     defects: tuple[str, ...]
     vcpus: tuple[int, ...]
@@ -76,9 +79,29 @@ def add_options(parser: pytest.Parser) -> None:
     _add(
         parser,
         group,
+        "sev_report",
+        "string",
+        "directory for a qualification report; the evidence goes below it, if --sev-artifacts names no other",
+    )
+    group.addoption(
+        "--sev-sign-key", metavar="FILE", help="sign the report with this ed25519 private key, in PEM"
+    )
+    group.addoption(
+        "--sev-sign-passphrase",
+        metavar="NAME",
+        help="environment variable with that key's passphrase, if it has one (default: ask on the terminal)",
+    )
+    _add(
+        parser,
+        group,
         "sev_defect",
         "args",
         "make the VMM, or the model's kernel, wrong in a named way, to see the checks fail (repeatable)",
+    )
+    group.addoption(
+        "--sev-slow",
+        action="store_true",
+        help="also run conformance tests that are marked slow: each takes minutes (-m slow: these alone)",
     )
     group.addoption(
         "--sev-keep-failed",
@@ -115,13 +138,20 @@ def read_options(config: pytest.Config) -> Options:
 
     if config.getoption("sev_replay"):
         return _of_replay(config, folder("sev_replay", ""))
-    wants_artifacts = value("sev_artifacts")
+    report = folder("sev_report", "") if value("sev_report") else None
+    artifacts = folder("sev_artifacts", "") if value("sev_artifacts") else report and report / "evidence"
+    key = config.getoption("sev_sign_key")
+    if key and not report:
+        raise pytest.UsageError("--sev-sign-key signs a report: give --sev-report DIR with it")
     return Options(
         hosts=tuple(dict.fromkeys(value("sev_host") or ())),
         lab=folder("sev_lab", "lab"),
         check=bool(config.getoption("sev_check")),
         provision=config.getoption("sev_provision"),
-        artifacts=folder("sev_artifacts", "") if wants_artifacts else None,
+        artifacts=artifacts,
+        report=report,
+        sign_key=(config.invocation_params.dir / key).resolve() if key else None,
+        sign_passphrase=config.getoption("sev_sign_passphrase"),
         replay=None,
         defects=tuple(dict.fromkeys(value("sev_defect") or ())),
         vcpus=_numbers("--sev-vcpus", value("sev_vcpus") or VCPUS, least=1, most=4096),
@@ -141,6 +171,11 @@ def _of_replay(config: pytest.Config, root: Path) -> Options:
             raise pytest.UsageError(
                 f"--sev-replay: no host is used, so {option} cannot be heeded: leave it out"
             )
+    if config.getoption("sev_report") or config.getoption("sev_sign_key"):
+        raise pytest.UsageError(
+            "--sev-replay qualifies nothing anew: `pytest-seves report BUNDLE --output DIR` makes the report "
+            "of a bundle, and signs it"
+        )
     try:
         about = _recorded(root)
     except EvidenceError as error:
@@ -158,6 +193,9 @@ def _of_replay(config: pytest.Config, root: Path) -> Options:
         check=False,
         provision=None,
         artifacts=None,
+        report=None,
+        sign_key=None,
+        sign_passphrase=None,
         replay=root,
         defects=tuple(map(plain_line, about.defects)),
         vcpus=_numbers("--sev-vcpus", given["sev_vcpus"] or _joined(about.vcpus), least=1, most=4096),

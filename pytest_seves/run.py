@@ -7,6 +7,7 @@ import functools
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,6 +29,8 @@ from .verdicts import Verdicts
 
 if TYPE_CHECKING:
     from .guest.seam import Kvm, Launcher, Target
+    from .qualifying import Qualification
+
 
 _EVIDENCE: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
@@ -63,14 +66,32 @@ class Run:
         self._blocked = Blocked()
         self._verdicts = Verdicts(config, options, self._source, self._blocked)
         self._ledger: Ledger | None = None
+        self._qualification: Qualification | None = None
         if self._replayed:
             config.pluginmanager.register(Replay(self._replayed, options), "sev-replay")
         if self._worker is None:
             if options.artifacts and not (options.check or options.provision):
                 self._ledger = Ledger(config, options, self._hosts, options.artifacts, self._tenant.run)
                 config.pluginmanager.register(self._ledger, "sev-ledger")
+                if options.report and not config.getoption("collectonly"):
+                    self._qualification = self._qualify(options, options.report)
+                    config.pluginmanager.register(self._qualification, "sev-qualification")
             config.pluginmanager.register(self._verdicts, "sev-verdicts")
             config.pluginmanager.register(self._blocked, "sev-blocked")
+
+    def _qualify(self, options: Options, report: Path) -> Qualification:
+        from .qualifying import Qualification
+
+        capture = self._config.pluginmanager.getplugin("capturemanager")
+        if capture:  # a passphrase may have to be asked for
+            capture.suspend(in_=True)
+        try:
+            return Qualification(options, report)
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from None
+        finally:
+            if capture:
+                capture.resume()
 
     @property
     def _hosts(self) -> Hosts:
@@ -230,9 +251,17 @@ class Run:
             session.exitstatus = self._blocked.exit_status(exitstatus)
             self._verdicts.write()
         self._source.close()
-        if self._ledger:
-            status = int(session.exitstatus)
-            self._ledger.seal(status, self._verdicts.counts(), self._blocked.rows())
+        if self._ledger and self.options.artifacts:
+            self._leave(session, self._ledger, self.options.artifacts)
+
+    def _leave(self, session: pytest.Session, ledger: Ledger, folder: Path) -> None:
+        """Seal the bundle, and make the report of it that was asked for."""
+        from .qualifying import prepare
+
+        prepare(self._config, self.options, folder, self._verdicts.catalogues)
+        sealed = ledger.seal(int(session.exitstatus), self._verdicts.counts(), self._blocked.rows())
+        if sealed and self._qualification and not self._qualification.write(folder):
+            session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
     def _found(self) -> dict[str, str]:
         """What blocked hosts, now or in the run that is replayed."""

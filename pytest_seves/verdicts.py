@@ -89,6 +89,11 @@ class Verdicts:
         if self._options.artifacts:
             write.line(f"evidence: {self._options.artifacts}")
 
+    @property
+    def catalogues(self) -> frozenset[Path]:
+        """The catalogues whose requirements were decided."""
+        return frozenset(self._catalogues)
+
     def counts(self) -> tuple[int, int]:
         """Launches of the whole run, and requests for a guest that they served."""
         launches, served = self._hosts.counts()

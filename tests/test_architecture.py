@@ -29,6 +29,9 @@ PYTEST_SIDE = {
     "verdicts",
     "blocked",
     "ledger",
+    "planned",
+    "listed",
+    "qualifying",
     "replay",
     "results",
     "source",
@@ -50,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "host": {"spec", "errors", "measurement", "evidence", "agent", "progress"},
     # a launch runs over a connection
     "guest": {"spec", "errors", "measurement", "evidence", "host", "progress"},
-    "report": {"spec", "errors", "evidence"},
+    "report": {"spec", "errors", "evidence", "host"},  # of host, what decodes its facts
     "cli": {"spec", "errors", "evidence", "host", "report"},
     **dict.fromkeys(PYTEST_SIDE, EVERYTHING | PYTEST_SIDE),
 }
@@ -171,6 +174,23 @@ def test_names_its_licence(module: Module) -> None:
     """The licence is the first thing in each file, below the interpreter where there is one."""
     lines = [line for line in module.path.read_text().splitlines()[:2] if not line.startswith("#!")]
     assert lines[:1] == ["# SPDX-License-Identifier: GPL-2.0-or-later"]
+
+
+@pytest.mark.parametrize("module", modules("pytest_seves/report"))
+def test_a_report_takes_of_a_host_its_facts_alone(module: Module) -> None:
+    """It decodes the facts in a bundle with what decodes those of a host, and knows no other way to one."""
+    taken = {name.removeprefix("pytest_seves.host.") for name in module.imports() if ".host." in name}
+    assert {name.partition(".")[0] for name in taken} <= {"facts", "facts_file"}
+
+
+def test_a_run_without_a_report_loads_nothing_for_one() -> None:
+    """Neither a run nor the console script imports templates, signatures or plots before they are needed."""
+    program = (
+        "import sys, json; import pytest_seves.run, pytest_seves.qualifying, pytest_seves.cli;"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=60, check=True)
+    assert not set(json.loads(result.stdout)) & {"jinja2", "securesystemslib", "leather", "fastjsonschema"}
 
 
 def test_the_unused_plugin_loads_nothing_heavy() -> None:

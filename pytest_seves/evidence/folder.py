@@ -138,4 +138,8 @@ class Folder:
 
 
 def _fits(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # half a character: JSON has such, and no file system
+        return False
     return "\0" not in name and all(part not in ("", ".", "..") for part in name.split("/"))

@@ -18,9 +18,9 @@ from pytest_seves.host.readiness import Row, judge, ready
 from .answers import Answers
 from .calls import Step, Steps, flat
 from .init_path import INIT2, InitPath
-from .recorded import PUT, program_record, spec_key, spec_record, stored_name
+from .recorded import program_record, spec_key, spec_record, stored_name
 from .seam import require_init2
-from .spec import GuestSpec
+from .spec import PUT, GuestSpec
 
 if TYPE_CHECKING:
     from pytest_seves.evidence.launch import Launch

@@ -19,6 +19,8 @@ from pytest_seves.measurement.firmware_table import FirmwareTable, parse
 from pytest_seves.spec import sev
 from pytest_seves.spec.layout import Layout
 
+from .guest_kernel import KernelFacts, decode_kernel
+
 Json = Mapping[str, Any]
 
 _CAP_IPC_LOCK = 1 << 14
@@ -120,9 +122,12 @@ class HostFacts:
     memlock_known: bool
     ipc_lock: bool
     microcode: str | None
+    dmi: Mapping[str, str]
+    kernel_build_id: str | None
     clock_skew_s: float | None
     vmm: VmmFacts
     firmware: FirmwareFacts
+    guest_kernel: KernelFacts
 
     @property
     def es_asids(self) -> int | None:
@@ -200,9 +205,12 @@ def decode_facts(raw: Json, *, now_ns: int | None = None) -> HostFacts:
         memlock_known=bool(limits),
         ipc_lock=bool(_hex(_text(raw, "cap_eff")) & _CAP_IPC_LOCK),
         microcode=_text(raw, "microcode"),
+        dmi=_strings(_table(raw, "dmi")),
+        kernel_build_id=_text(raw, "kernel_build_id"),
         clock_skew_s=None if now_ns is None or time_ns is None else (time_ns - now_ns) / 1e9,
         vmm=_vmm(_table(raw, "vmm")),
         firmware=_firmware(_table(raw, "firmware")),
+        guest_kernel=decode_kernel(_table(raw, "guest_kernel")),
     )
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 CPUID_DEVICE = "seves-cpuid"
 _MODULE_DIRECTORIES = (b"/sys/module/kvm_amd/", b"/sys/module/kvm/", b"/sys/module/ccp/")
+#: What a host without DMI, and a kernel without notes, does not have; the machine's own are not the model's.
+_ABSENT = (b"/sys/class/dmi/", b"/sys/kernel/notes")
 _UTS_FIELD = 65
 
 
@@ -58,7 +60,7 @@ class ServedFiles:
         else:
             content = self._contents.get(path)
         if content is None:
-            if path.startswith(_MODULE_DIRECTORIES):
+            if path.startswith(_MODULE_DIRECTORIES + _ABSENT):
                 raise Refusal(errno.ENOENT)
             return None
         if flags & os.O_ACCMODE != os.O_RDONLY:

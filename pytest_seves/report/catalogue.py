@@ -84,8 +84,17 @@ def load(path: Path) -> Mapping[str, Requirement]:
 
     :raise UsageError: the file is malformed; the message names file and entry.
     """
+    return parse_requirements(_read(path), str(path))
+
+
+def parse_requirements(text: str, path: str) -> Mapping[str, Requirement]:
+    """The same out of a catalogue's text.
+
+    :param path: the file's name, for messages.
+    :raise UsageError: it is malformed.
+    """
     found: dict[str, Requirement] = {}
-    for entry in _entries(path, "requirement"):
+    for entry in _entries(path, text, "requirement"):
         requirement = _build(Requirement, path, entry)
         if not _ID.fullmatch(requirement.id):
             raise UsageError(f"{path}: id {requirement.id!r}: wanted FAMILY-NUMBER")
@@ -105,13 +114,22 @@ def load_known_defects(path: Path) -> tuple[KnownDefect, ...]:
 
     :raise UsageError: the file is malformed.
     """
-    return tuple(_build(KnownDefect, path, entry) for entry in _entries(path, "defect"))
+    return tuple(
+        _build(KnownDefect, str(path), entry) for entry in _entries(str(path), _read(path), "defect")
+    )
 
 
-def _entries(path: Path, table: str) -> list[dict[str, Any]]:
+def _read(path: Path) -> str:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from error
+
+
+def _entries(path: str, text: str, table: str) -> list[dict[str, Any]]:
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: cannot be read: {error}") from error
     entries = content.pop(table, [])
     if content or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -119,7 +137,7 @@ def _entries(path: Path, table: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _build(kind: type[Any], path: Path, entry: dict[str, Any]) -> Any:
+def _build(kind: type[Any], path: str, entry: dict[str, Any]) -> Any:
     names = {field.name for field in fields(kind)}
     what = entry.get("id", entry.get("requirement", "an entry without id"))
     if unknown := sorted(set(entry) - names):

@@ -90,4 +90,4 @@ def _indented(text: str, columns: int, width: int) -> list[str]:
 def order(identifier: str) -> tuple[str, int]:
     """Sort key of requirement ids: ``VMSA-10`` comes after ``VMSA-9``."""
     family, _, number = identifier.rpartition("-")
-    return family, int(number) if number.isdigit() else 0
+    return family, int(number) if number.isdecimal() else 0

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import ctypes
 import errno
 import hashlib
@@ -19,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from pytest_seves.agent import cpuid, facts
+from pytest_seves.agent import board, cpuid, facts
 from pytest_seves.spec import kvm, sev
 
 Patch = pytest.MonkeyPatch
@@ -37,6 +36,8 @@ ITEMS = {
         "uid",
     ),
     *("groups", "cap_eff", "cpuid", "params", "misc", "memlock", "microcode", "vmm", "firmware"),
+    *("dmi", "kernel_build_id"),
+    "guest_kernel",
 }
 
 
@@ -268,30 +269,27 @@ def test_a_vmm_behind_a_link(tmp_path: Path, monkeypatch: Patch) -> None:
     }
 
 
-@pytest.mark.parametrize("kind", ["fifo", "directory", "device", "absent", "huge"])
-def test_a_firmware_that_is_no_plain_file(tmp_path: Path, kind: str) -> None:
-    """A FIFO does not block, a directory does not crash, a disk image is not hashed for minutes."""
-    path = tmp_path / "x.fd"
-    match kind:
-        case "fifo":
-            os.mkfifo(path)
-        case "directory":
-            path.mkdir()
-        case "device":
-            path = Path("/dev/zero")
-        case "huge":
-            with path.open("wb") as file:
-                file.truncate(1 << 40)
-    got = facts._firmware(str(path))
-    assert got["errno"] in {"EINVAL", "EISDIR", "ENOENT", "EFBIG"}
-    assert got["error"]
+def elf_note(name: bytes, kind: int, content: bytes) -> bytes:
+    """One ELF note: name and content padded to 4 bytes."""
+    padded = (part + bytes(-len(part) % 4) for part in (name, content))
+    return struct.pack("<3I", len(name), len(content), kind) + b"".join(padded)
 
 
-@pytest.mark.parametrize("size", [0, 1, facts.FIRMWARE_TAIL, 3 << 20])
-def test_a_firmware_image(tmp_path: Path, size: int) -> None:
-    """Size, hash and the last 8 KiB; a short file gives what it has."""
-    raw = os.urandom(size)
-    (tmp_path / "x.fd").write_bytes(raw)
-    got = facts._firmware(str(tmp_path / "x.fd"))
-    assert (got["size"], got["sha256"]) == (size, hashlib.sha256(raw).hexdigest())
-    assert base64.b64decode(got["tail_b64"]) == raw[-facts.FIRMWARE_TAIL :]
+@pytest.mark.parametrize(
+    ("notes", "wanted"),
+    [
+        (elf_note(b"Xen\0", 6, b"abcde") + elf_note(b"GNU\0", 3, bytes(range(20))), bytes(range(20)).hex()),
+        (elf_note(b"GNU\0", 1, b"abcd"), None),
+        (elf_note(b"Linux\0", 3, b"abcd"), None),
+        (struct.pack("<3I", 4, 0xFFFFFFFF, 1) + b"GNU\0", None),
+        (b"\xff" * 11, None),
+        (b"", None),
+    ],
+)
+def test_the_build_id_of_the_running_kernel(
+    notes: bytes, wanted: str | None, monkeypatch: Patch, tmp_path: Path
+) -> None:
+    """Found among the kernel's ELF notes, whatever else they hold; None where it is not there."""
+    (tmp_path / "notes").write_bytes(notes)
+    monkeypatch.setattr(board, "KERNEL_NOTES", str(tmp_path / "notes"))
+    assert facts.gather({})["kernel_build_id"] == wanted

@@ -120,3 +120,11 @@ def test_exit_status_and_signal_come_through(ssh: Ssh) -> None:
     """The session ends as its command does."""
     assert ssh("exit 37").returncode == 37
     assert ssh("kill -SEGV $$").returncode == 255  # what the ssh client says of a signal
+
+
+@pytest.mark.parametrize("path", ["/sys/class/dmi/id/bios_version", "/sys/kernel/notes"])
+def test_the_machine_s_board_and_kernel_are_not_the_model_s(ssh: Ssh, path: str) -> None:
+    """What this machine's BIOS and kernel are called says nothing of the modelled host."""
+    run = ssh(f"cat {path}")
+    assert run.returncode != 0
+    assert "No such file" in run.stderr

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import fields
 
 import pytest
@@ -44,6 +45,14 @@ def test_profiles_differ_in_their_kernel_only(name: str) -> None:
     assert new.release.startswith(name.removeprefix("linux-") + ".")
     assert (new.host_cpuid, new.microcode) == (old.host_cpuid, old.microcode)
     assert new.firmware_config() == old.firmware_config()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("leaf", [0, 0x80000000])
+def test_the_vendor_reads_as_amd_writes_it(name: str, leaf: int) -> None:
+    """EBX, EDX, ECX, in this order (APM volume 3, E.3.1)."""
+    _, ebx, ecx, edx = resolve(name).host_leaf(leaf, 0)
+    assert struct.pack("<3I", ebx, edx, ecx) == b"AuthenticAMD"
 
 
 @pytest.mark.parametrize(("setting", "types"), [("sev=N", 0b1), ("sev_es=N", 0b101), ("es_asids=0", 0b101)])

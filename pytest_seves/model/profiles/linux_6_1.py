@@ -40,7 +40,7 @@ def _brand(part: int) -> tuple[int, int, int, int]:
 
 
 _SUPPORTED = (
-    _entry(0x0, 0x10, _VENDOR[0], _VENDOR[2], _VENDOR[1]),
+    _entry(0x0, 0x10, _VENDOR[0], _VENDOR[1], _VENDOR[2]),
     _entry(0x1, _SIGNATURE, 0x00800800, _1_ECX, _1_EDX),
     _entry(0x5, 0x40, 0x40, 0x3, 0x11),
     _entry(0x6, 0x4, 0x0, 0x0, 0x0),
@@ -55,7 +55,7 @@ _SUPPORTED = (
     _entry(0xD, 0x18, 0x0, 0x1, 0x0, index=12),
     _entry(0x40000000, 0x40000001, 0x4B4D564B, 0x564B4D56, 0x4D),
     _entry(0x40000001, 0x01007EFB, 0x0, 0x0, 0x0),
-    _entry(0x80000000, 0x80000021, _VENDOR[0], _VENDOR[2], _VENDOR[1]),
+    _entry(0x80000000, 0x80000021, _VENDOR[0], _VENDOR[1], _VENDOR[2]),
     _entry(0x80000001, _SIGNATURE, 0x40000000, _81_ECX, _81_EDX),
     *(_entry(0x80000002 + part, *_brand(part)) for part in range(3)),
     _entry(0x80000005, 0xFF40FF40, 0xFF40FF40, 0x20080140, 0x20080140),
@@ -71,10 +71,10 @@ _SUPPORTED = (
 )
 
 _HOST_CPUID = {
-    (0x0, 0): (0x10, _VENDOR[0], _VENDOR[2], _VENDOR[1]),
+    (0x0, 0): (0x10, _VENDOR[0], _VENDOR[1], _VENDOR[2]),
     (0x1, 0): (_SIGNATURE, 0x00800800, 0x7EFA320B, 0x178BFBFF),
     (0x7, 0): (0x0, 0x219C97A9, 0x0040069C, 0x00000010),
-    (0x80000000, 0): (0x80000023, _VENDOR[0], _VENDOR[2], _VENDOR[1]),
+    (0x80000000, 0): (0x80000023, _VENDOR[0], _VENDOR[1], _VENDOR[2]),
     (0x80000001, 0): (_SIGNATURE, 0x40000000, 0x75C237FF, 0x2FD3FBFF),
     **{(0x80000002 + part, 0): _brand(part) for part in range(3)},
     (0x80000008, 0): (0x00003030, 0x111EF657, 0x0000707F, 0x00010000),
