@@ -186,7 +186,7 @@ class Blocked:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """A line for each blocked host."""
         for host, row in self.rows().items():
-            fault = row["why"].split(": ")[2]
+            fault = [*row["why"].split(": ", 3), "a fault"][2]  # of `blocked: HOST: FAULT: ...`
             line = f"{host}: blocked by {fault} after {row['after']} of {row['of']} tests"
             terminalreporter.section("blocked", red=True)
             terminalreporter.line(line, red=True)

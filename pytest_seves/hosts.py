@@ -174,11 +174,16 @@ class Hosts:
         """Write down what a host is; the first process of the run that asked decides."""
         if self._options.artifacts is None:
             return
-        from .guest.archive import write_first
+        file = self._options.artifacts / entry.name / _FACTS
+        if file.exists():
+            return
+        from .guest.archive import write_whole, writing
         from .host.facts_file import facts_record
 
         content = json.dumps(facts_record(raw, now_ns, entry), indent=1).encode("ascii")
-        write_first(self._options.artifacts / entry.name / _FACTS, content + b"\n")
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, content + b"\n")
 
     def keep_failed(self, minutes: float, say: Callable[[str], None]) -> None:
         """Launch the guest of each host's first failure again, and wait until nobody looks at it any more."""

@@ -21,10 +21,13 @@ from .evidence.folder import Folder
 from .guest.archive import remove_halves, write_whole
 from .hosts import Hosts
 from .options import Options
-from .report import catalogue
+from .report import catalogue, plan
+from .report.levels import LEVELS
 from .results import Reports
 
 #: What an earlier run leaves, of this version or of one before there were bundles.
+#: What others write at the end: the verdicts, and what a qualification report is made from.
+_OTHERS = ("verdicts.json", "summary.md", LEVELS, plan.NAME)
 _TAKEN = (ABOUT, RESULTS, "verdicts.json")
 _PLUGINS = ("pytest", "pytest-xdist", "paramiko", "cryptography", "unicorn")
 
@@ -42,8 +45,8 @@ class Ledger:
         self._hosts = hosts
         self._folder = folder
         self._run = run
-        self._reports = Reports(options.hosts[0], hosts.without_keys)
-        self._copied: dict[Path, str] = {}
+        self._reports = Reports(options.hosts, hosts.without_keys)
+        self._copies: dict[Path, str] = {}
         self._suites: set[Path] = set()
         self._about: dict[str, Any] | None = None
 
@@ -90,25 +93,39 @@ class Ledger:
         with (self._folder / RESULTS).open("ab", buffering=0) as file:
             file.write(json.dumps(line).encode("ascii") + b"\n")
 
-    def seal(self, status: int, counts: tuple[int, int], blocked: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write the rest, and the SHA-256 of every file: nothing is added afterwards."""
+    def seal(self, status: int, counts: tuple[int, int], blocked: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Write the rest, and the SHA-256 of every file: nothing is added afterwards.
+
+        Where no test came to its end there is nothing to keep, and the directory is left to the next run:
+        False, there is no bundle.
+        """
         if self._about is None:
-            return
+            return False
         for line in self._reports.rest():
             self._append(line)
+        if not (self._folder / RESULTS).stat().st_size:  # a usage error, or nothing was collected
+            (self._folder / RESULTS).unlink()
+            (self._folder / ABOUT).unlink()
+            return False
         remove_halves(self._folder)
-        files = sorted(file for file in self._folder.rglob("*") if file.is_file() and not file.is_symlink())
-        names = [str(file.relative_to(self._folder)) for file in files]
-        own = Folder(self._folder)
+        names, own = self._names(), Folder(self._folder)
         self._about.update(
             ended=datetime.now(UTC).isoformat(),
             exit_status=int(status),
             launches=counts[0],
             requests=counts[1],
             blocked={host: dict(row) for host, row in blocked.items()},
-            sealed={name: own.sha256(name) for name in names if name != ABOUT},
+            sealed={name: own.sha256(name) for name in names},
         )
         self._write()
+        return True
+
+    def _names(self) -> list[str]:
+        """Files of the bundle; what else lies there, a log that still grows, is somebody else's."""
+        mine = {RESULTS, *_OTHERS, *self._copies.values(), *self._options.hosts}
+        paths = [path.relative_to(self._folder) for path in self._folder.rglob("*") if path.is_file()]
+        links = (path for path in paths if not (self._folder / path).is_symlink())
+        return sorted(str(path) for path in links if path.parts[0] in mine)
 
     def _write(self) -> None:
         write_whole(self._folder / ABOUT, json.dumps(self._about, indent=1).encode("ascii") + b"\n")
@@ -119,12 +136,11 @@ class Ledger:
         self._suites.add(suite)
         for name in (catalogue.CATALOGUE, catalogue.KNOWN_DEFECTS):
             path = catalogue.find(suite, name)
-            if path is not None and path not in self._copied:
-                number = sum(copied == name for copied in self._copied.values()) + 1
-                self._copied[path] = name
-                stem, dot, suffix = name.partition(".")
-                copy = name if number == 1 else f"{stem}-{number}{dot}{suffix}"
-                shutil.copyfile(path, self._folder / copy)
+            if path is not None and path not in self._copies:
+                stem = name.removesuffix(".toml")
+                number = sum(copy.startswith(stem) for copy in self._copies.values()) + 1
+                self._copies[path] = name if number == 1 else f"{stem}-{number}.toml"
+                shutil.copyfile(path, self._folder / self._copies[path])
 
 
 def _versions() -> dict[str, str]:

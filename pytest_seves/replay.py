@@ -10,11 +10,11 @@ import pytest
 
 from .blocked import HostBlocked
 from .errors import RigError
-from .evidence.bundle import Bundle, Result
+from .evidence.bundle import Bundle, Result, without_host
 from .guest.replayed import RecordedKvm, RecordedLauncher, RecordedLaunches, RecordedTarget
 from .host.inventory import LabHost
 from .options import Options
-from .results import Reports, without_host
+from .results import Reports
 from .source import Given, Tell
 from .text import one_line
 
@@ -34,7 +34,7 @@ class Replayed:
         self.bundle = Bundle.open(root)
         self._targets = {name: RecordedTarget(self.bundle, name) for name in options.hosts}
         self._launches = {name: RecordedLaunches(self.bundle, name) for name in options.hosts}
-        self._results = {(without_host(r.test, r.host), r.host): r for r in self.bundle.results}
+        self._results = {(r.name, r.host): r for r in self.bundle.results}
         models = {name: self.bundle.about.hosts[name].model for name in options.hosts}
         self.entries = {name: LabHost(name, None, "", "", model=model) for name, model in models.items()}
 
@@ -54,6 +54,7 @@ class Replayed:
 
     def suite_kvm(self, name: str, test: str, tell: Tell) -> RecordedKvm:
         """`kvm` of one test."""
+        self._targets[name].require_ready()
         return RecordedKvm(self._targets[name], self.bundle, self.result(test, name))
 
     def connected(self) -> list[Target]:
@@ -87,7 +88,7 @@ class Replay:
     def __init__(self, replayed: Replayed, options: Options) -> None:
         self._replayed = replayed
         self._options = options
-        self._reports = Reports(options.hosts[0], str)
+        self._reports = Reports(options.hosts, str)
         self._same = 0
         self._new = 0
         self._changed: list[str] = []
@@ -99,9 +100,9 @@ class Replay:
         host = dict(item.user_properties).get("host")
         result = self._replayed.result(item.nodeid, str(host)) if host else None
         if result is not None and result.outcome == "blocked":
-            raise HostBlocked(result.why, pytrace=False)
+            raise HostBlocked(one_line(result.why), pytrace=False)
         if result is not None and result.rig:
-            raise RigError(f"as recorded: {result.why}")
+            raise RigError(f"as recorded: {one_line(result.why)}")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Compare a test that has come to its end with what was recorded."""

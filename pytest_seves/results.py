@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from .evidence.bundle import without_host
 from .reports import outcome
 from .text import one_line
 from .verdicts import why
@@ -19,18 +20,19 @@ _SIMPLE = (str, int, float, bool, type(None))
 class Reports:
     """Reports of tests that have not come to their end.
 
-    :param host: the host of a test that names none.
+    :param hosts: the run's hosts; the first is that of a test that names none.
     :param without_keys: takes out of a text what is not to be written down.
     """
 
-    def __init__(self, host: str, without_keys: Callable[[str], str]) -> None:
-        self._host = host
+    def __init__(self, hosts: Sequence[str], without_keys: Callable[[str], str]) -> None:
+        self._hosts = tuple(hosts)
         self._without_keys = without_keys
         self._tests: dict[str, list[pytest.TestReport]] = {}
 
     def add(self, report: pytest.TestReport) -> dict[str, Any] | None:
         """The test's line in results.jsonl, when this was its last report."""
-        if {"host", "requirement"}.isdisjoint(dict(report.user_properties)):
+        known = {"host", "requirement"} & dict(report.user_properties).keys()
+        if not known and not hasattr(report, "sev_rig"):  # of a crashed worker there is no more
             return None
         self._tests.setdefault(report.nodeid, []).append(report)
         return self._line(self._tests.pop(report.nodeid)) if report.when == "teardown" else None
@@ -51,7 +53,7 @@ class Reports:
         refused = hasattr(decisive, "sev_blocked") and decisive.longreprtext.startswith("blocked: ")
         return {
             "test": decisive.nodeid,
-            "host": str(properties.get("host", self._host)),
+            "host": str(properties.get("host") or self._named(decisive.nodeid)),
             "requirement": properties.get("requirement"),
             "outcome": "blocked" if refused else decided,
             "why": one_line(self._without_keys(why(decisive))) if decided != "passed" else "",
@@ -61,6 +63,11 @@ class Reports:
             "duration_s": round(sum(report.duration for report in reports), 6),
             "evidence": getattr(reports[-1], "sev_evidence", []),
         }
+
+    def _named(self, nodeid: str) -> str:
+        """The host that the end of a test's name says."""
+        named = (host for host in self._hosts if without_host(nodeid, host) != nodeid)
+        return next(named, self._hosts[0])
 
 
 def note(report: pytest.TestReport, item: pytest.Item, evidence: list[dict[str, Any]]) -> None:
@@ -72,11 +79,6 @@ def note(report: pytest.TestReport, item: pytest.Item, evidence: list[dict[str, 
         if isinstance(value, _SIMPLE) and name != "sev_host"
     }
     report.sev_evidence = list(evidence)  # type: ignore[attr-defined]
-
-
-def without_host(name: str, host: str) -> str:
-    """A test's name as it is with one host alone: with several, it ends with its host's."""
-    return name.replace(f"-{host}]", "]").replace(f"[{host}]", "")
 
 
 def _simple(value: object) -> object:

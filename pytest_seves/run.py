@@ -15,6 +15,7 @@ import pytest
 
 from .blocked import Blocked, Watch
 from .errors import EvidenceError, InventoryError, RigError, SevesError, UsageError
+from .evidence.bundle import without_host
 from .host.lease import Tenant
 from .hosts import Hosts
 from .ledger import Ledger
@@ -23,10 +24,10 @@ from .properties import note_guest
 from .replay import Replay, Replayed
 from .report import catalogue
 from .report.junit import obey_schema
-from .results import note, without_host
+from .results import note
 from .screen import progress
 from .source import Source, Tell
-from .text import plain
+from .text import one_line, plain
 from .verdicts import Verdicts
 
 if TYPE_CHECKING:
@@ -281,14 +282,14 @@ class Run:
         from .qualifying import prepare
 
         prepare(self._config, self.options, folder, self._verdicts.catalogues)
-        ledger.seal(int(session.exitstatus), self._verdicts.counts(), self._blocked.rows())
-        if self._qualification and not self._qualification.write(folder):
+        sealed = ledger.seal(int(session.exitstatus), self._verdicts.counts(), self._blocked.rows())
+        if sealed and self._qualification and not self._qualification.write(folder):
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
     def _found(self) -> dict[str, str]:
         """What blocked hosts, now or in the run that is replayed."""
         recorded = self._replayed.bundle.about.blocked if self._replayed else {}
-        return {**self.watch.finish(), **{host: str(row.get("why")) for host, row in recorded.items()}}
+        return {**self.watch.finish(), **{host: one_line(row["why"]) for host, row in recorded.items()}}
 
     def _finish_junit(self) -> None:
         """pytest has written the file: our hook comes last."""

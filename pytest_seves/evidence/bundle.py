@@ -33,6 +33,7 @@ from .bundle_records import (
     read_manifest,
     read_results,
     versioned,
+    without_host,
 )
 from .folder import Folder
 from .launch import Launch
@@ -55,6 +56,7 @@ __all__ = [
     "LaunchManifest",
     "Result",
     "read_about",
+    "without_host",
 ]
 
 
@@ -79,7 +81,7 @@ class Bundle:
         """
         about = read_about(root)
         folder = Folder(root, dict(about.sealed) if about.sealed is not None else None)
-        results, notes = read_results(folder, about.complete)
+        results, notes = read_results(folder, about)
         bundle = cls(root, folder, about, results)
         bundle.notes = (
             *([] if about.complete else [f"{root}: incomplete: the run was killed, or still runs"]),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,11 @@ class Result:
     duration_s: float
     evidence: tuple[Evidence, ...]
 
+    @property
+    def name(self) -> str:
+        """The test's node id as it is in a run on one host."""
+        return without_host(self.test, self.host)
+
 
 @dataclass(frozen=True)
 class LaunchManifest:
@@ -158,6 +164,7 @@ _MANIFEST: dict[str, type] = {
     "outputs": dict,
     "files": dict,
 }
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TEXT_OR_NONE = (str, type(None))
 _ABOUT: dict[str, tuple[type, ...]] = {
     "suite": (dict,),
@@ -191,6 +198,11 @@ _RESULT: dict[str, tuple[type, ...]] = {
 }
 
 
+def without_host(test: str, host: str) -> str:
+    """A test's name as it is with one host alone: with several, it ends with its host's."""
+    return test.replace(f"-{host}]", "]").replace(f"[{host}]", "")
+
+
 def read_about(root: Path) -> About:
     """What a bundle says of its run.
 
@@ -214,6 +226,12 @@ def read_about(root: Path) -> About:
     if version != VERSION:
         raise folder.error(ABOUT, f"wanted version {VERSION}, got {version!r}")
     _typed(folder, ABOUT, raw, _ABOUT)
+    for name in raw["hosts"]:
+        if not _HOST.fullmatch(name):
+            raise folder.error(ABOUT, f"hosts: {name[:80]!r} is no name of a host")
+    for row in raw["blocked"].values():
+        if not isinstance(row, dict) or not isinstance(row.get("why"), str):
+            raise folder.error(ABOUT, f"blocked: wanted objects with why, got {str(row)[:80]!r}")
     try:
         hosts = {
             name: HostAbout(name, host["model"], str(host["description"]), str(host["facts"]))
@@ -228,21 +246,23 @@ def read_about(root: Path) -> About:
     return About(**values)
 
 
-def read_results(folder: Folder, complete: bool) -> tuple[tuple[Result, ...], list[str]]:
+def read_results(folder: Folder, about: About) -> tuple[tuple[Result, ...], list[str]]:
     """Results, and what to tell of them. The last line of a run that was killed may be cut."""
     found: dict[tuple[str, str], Result] = {}
-    if not complete and not (folder.root / RESULTS).exists():
+    if not about.complete and not (folder.root / RESULTS).exists():
         return (), []
     for number, line, ended in folder.lines(RESULTS):
         where = f"{RESULTS}:{number}"
         if not ended:
-            if complete:
+            if about.complete:
                 raise folder.error(where, "the line is cut")
             return tuple(found.values()), [f"{folder.root / RESULTS}:{number}: cut, and left out"]
         raw = folder.object(where, line)
         _typed(folder, where, raw, _RESULT)
         if raw["outcome"] not in OUTCOMES:
             raise folder.error(where, f"outcome: wanted one of {', '.join(OUTCOMES)}, got {raw['outcome']!r}")
+        if raw["host"] not in about.hosts:
+            raise folder.error(where, f"host: {raw['host'][:80]!r} is not among those of {ABOUT}")
         evidence = tuple(_evidence(folder, where, entry) for entry in raw["evidence"])
         result = Result(**{**{key: raw[key] for key in _RESULT}, "evidence": evidence})
         found[result.test, result.host] = result

@@ -144,15 +144,15 @@ def _decode(record: Mapping[str, Any], index: int) -> Event:
     return Event(
         index=index,
         time_ns=int(record["t"]),
-        duration_ns=record.get("dt"),
+        duration_ns=_int_or_none(record.get("dt")),
         tid=int(record["tid"]),
-        kind=str(record["kind"]),
-        vm=record.get("vm"),
+        kind=_kind(str(record["kind"])),
+        vm=_int_or_none(record.get("vm")),
         request=request,
         argument=int(record["arg"]),
         input=entry,
         output=leave,
-        result=record.get("ret"),
+        result=_int_or_none(record.get("ret")),
         sev=command,
         issue=_issue(record["issue"]) if record.get("issue") else None,
         rules=tuple(record.get("rules", ())),
@@ -160,6 +160,16 @@ def _decode(record: Mapping[str, Any], index: int) -> Event:
         injected=bool(record.get("injected", False)),
         interrupted=bool(record.get("interrupted", False)),
     )
+
+
+def _int_or_none(value: int | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _kind(text: str) -> str:
+    if text.startswith("vcpu:"):
+        int(text[5:])
+    return text
 
 
 def _bytes(text: str | None) -> bytes | None:

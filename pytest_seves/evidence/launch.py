@@ -192,7 +192,7 @@ class Launch:
         """How the launch ended, in one or two lines for a person."""
         issued = [event for event in self.timeline.events if event.sev is not None]
         last = f"last SEV command {issued[-1]}" if issued else "no SEV command was issued"
-        said = self.stderr.text.strip().splitlines()
+        said = plain(self.stderr.text).strip().splitlines()
         text = f"{last}; {self.exit}"
         if self.phase:
             text += f" while {self.phase}"

@@ -74,15 +74,17 @@ def launch_of(manifest: Mapping[str, Any], read: Callable[[str], bytes], *, fold
     recording = read("timeline.jsonl")
     try:
         usage = manifest["usage"]
+        ended = Exit(**manifest["exit"])
+        str(ended)  # there is no signal of every number
         return Launch(
             host=str(manifest["host"]),
-            argv=tuple(manifest["argv"]),
+            argv=tuple(map(str, manifest["argv"])),
             timeline=Timeline.from_jsonl(recording),
             recording_z=zlib.compress(recording, _LEVEL),
             qmp=_qmp(json.loads(read("qmp.json"))),
             gdb=_gdb(json.loads(read("gdb.json"))) if "gdb.json" in manifest["files"] else GdbTranscript(),
             **{name: _output(manifest["outputs"][name], read(f"{name}.raw")) for name in OUTPUTS},
-            exit=Exit(**manifest["exit"]),
+            exit=ended,
             phase=str(manifest["phase"]),
             dumps=tuple(read(f"dump-{number}.elf") for number in range(1, manifest["dumps"] + 1)),
             usage=None if usage is None else (Usage(**usage[0]), Usage(**usage[1])),

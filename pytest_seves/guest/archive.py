@@ -7,11 +7,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_seves.errors import EvidenceError
 from pytest_seves.evidence.bundle import CALLS_FORMAT, LAUNCH_FORMAT, MANIFEST, VERSION
 from pytest_seves.evidence.folder import Folder
 from pytest_seves.evidence.launch_folder import derived_files, fields, raw_files
@@ -70,10 +71,11 @@ class Archive:
         content = _json(manifest)
         place = self._place("launches", [f"{spec.vcpus}vcpu", policy_name(spec.policy), *spec.faults])
         new = place.with_name(f".tmp-{place.name}")
-        new.mkdir(parents=True)
-        for name, part in {**raw, **derived, MANIFEST: content}.items():
-            (new / name).write_bytes(part)
-        new.rename(place)
+        with writing(place):
+            new.mkdir(parents=True)
+            for name, part in {**raw, **derived, MANIFEST: content}.items():
+                (new / name).write_bytes(part)
+            new.rename(place)
         return {
             "kind": kind,
             "path": self._name(place),
@@ -106,9 +108,10 @@ class Archive:
 
     def _json_file(self, kind: str, name: str, record: Mapping[str, Any]) -> Record:
         place = self._place(kind, [name], ".json")
-        place.parent.mkdir(parents=True, exist_ok=True)
         content = _json(record)
-        write_whole(place, content)
+        with writing(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(place, content)
         return {"kind": kind, "path": self._name(place), "id": Folder.digest(content)}
 
     def _place(self, kind: str, words: Sequence[str], suffix: str = "") -> Path:
@@ -121,21 +124,23 @@ class Archive:
         return str(place.relative_to(self._root))
 
 
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """While a file of the bundle is written.
+
+    :raise EvidenceError: it cannot be, which is no verdict on the product.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise EvidenceError(f"{place}: evidence cannot be written: {error}") from error
+
+
 def write_whole(file: Path, content: bytes) -> None:
     """Write a file so that a reader finds all of it, or what was there before."""
     new = file.with_name(f".tmp-{os.getpid()}-{file.name}")
     new.write_bytes(content)
     new.rename(file)
-
-
-def write_first(file: Path, content: bytes) -> None:
-    """Write a file unless it is there, whoever else does so at the same time."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_name(f".tmp-{os.getpid()}-{file.name}")
-    new.write_bytes(content)
-    with suppress(FileExistsError):
-        file.hardlink_to(new)
-    new.unlink()
 
 
 def remove_halves(root: Path) -> None:

@@ -25,9 +25,9 @@ from .faults import fault_rules
 from .kept import Kept
 from .kernel import host_initramfs, host_kernel
 from .observe import begin, observe
-from .recorded import PUT, spec_record, stored_name
+from .recorded import spec_record, stored_name
 from .seam import require_init2
-from .spec import HOST_KERNEL, NEVER, PROBE_INITRD, GuestSpec
+from .spec import HOST_KERNEL, NEVER, PROBE_INITRD, PUT, GuestSpec
 from .steps import Console
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class Launcher:
         more = {
             "started": started.isoformat(),
             "ended": datetime.now(UTC).isoformat(),
-            "environment": self._environment(record),
+            "environment": self._environment(spec_record(self._on_host(spec), self._put)),
             "measurement": _measurement(launch),
         }
         kind = "launch" if launch.usage is None else "alone"
@@ -260,10 +260,18 @@ class Launcher:
         self._records[folder] = named
         return replace(launch, folder=folder)
 
-    def _environment(self, record: Record) -> dict[str, Any]:
-        """What the launch was made of and on, beside what its command line says."""
-        facts, firmware, asked = self._target.facts, record["firmware"], json.dumps(record)
-        named = {"path": firmware, "sha256": self._sha256.get(firmware)} if firmware else None
+    def _environment(self, placed: Record) -> dict[str, Any]:
+        """What the launch was made of and on, beside what its command line says.
+
+        :param placed: the spec with names of files on the host.
+        """
+        facts, asked = self._target.facts, json.dumps(placed)
+        known: dict[str | None, str | None] = {facts.guest_kernel.path: facts.guest_kernel.sha256}
+        known.update(self._sha256)
+        image, linux = (
+            {"path": placed[name], "sha256": known.get(placed[name])} if placed[name] else None
+            for name in ("firmware", "kernel")
+        )
         return {
             "vmm": {
                 "name": self._target.entry.vmm.name,
@@ -271,7 +279,8 @@ class Launcher:
                 "version": facts.vmm.line,
                 "sha256": facts.vmm.sha256,
             },
-            "firmware": named or {"path": facts.firmware.path, "sha256": facts.firmware.sha256},
+            "firmware": image or {"path": facts.firmware.path, "sha256": facts.firmware.sha256},
+            "guest_kernel": linux,
             "kernel": facts.kernel,
             "microcode": facts.microcode,
             "files": {name: sha256 for name, sha256 in self._sha256.items() if name in asked},

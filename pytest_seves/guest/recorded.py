@@ -10,10 +10,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from .calls import Step
-from .spec import GuestSpec
-
-#: Before the name of a file that was put on the host: its directory there is the agent's, and random.
-PUT = "put:"
+from .spec import PUT, GuestSpec
 
 
 def stored_name(name: str, content: bytes) -> str:

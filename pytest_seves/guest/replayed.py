@@ -7,19 +7,20 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_seves.errors import HostError, NotRecorded
 from pytest_seves.evidence.bundle import Bundle, Evidence, Result
 from pytest_seves.host.facts_file import entry_of, facts_of
-from pytest_seves.host.readiness import judge, ready
+from pytest_seves.host.readiness import Row, judge, ready
+from pytest_seves.text import one_line
 
 from .answers import Answers
 from .calls import Step, Steps, flat
 from .init_path import INIT2, InitPath
-from .recorded import PUT, program_record, spec_key, spec_record, stored_name
+from .recorded import program_record, spec_key, spec_record, stored_name
 from .seam import require_init2
-from .spec import GuestSpec
+from .spec import PUT, GuestSpec
 
 if TYPE_CHECKING:
     from pytest_seves.evidence.launch import Launch
@@ -53,14 +54,20 @@ class RecordedTarget:
         """What it was."""
         return facts_of(self._record)
 
+    @property
+    def client(self) -> NoReturn:
+        """There is no connection: a test that wants one does not judge evidence."""
+        raise NotRecorded(f"not in the bundle: a connection to {self.name}")
+
     def require_ready(self) -> None:
         """Refuse to judge a VMM on a host that cannot run SEV-ES guests."""
-        failing = [row.name for row in self._rows if row.state == "fail"]
-        if not ready(self._rows):
+        failing = [row.name for row in self.readiness if row.state == "fail"]
+        if not ready(self.readiness):
             raise HostError(f"was not ready for SEV-ES: {', '.join(failing)}", host=self.name)
 
     @cached_property
-    def _rows(self) -> list[Any]:
+    def readiness(self) -> list[Row]:
+        """The rows of `--sev-check`, judged again."""
         return judge(self.facts, self.entry)
 
 
@@ -205,11 +212,9 @@ class RecordedKvm:
 
 def _missing(what: str, result: Result | None) -> NotRecorded:
     text = f"not in the bundle: {what}"
-    return NotRecorded(f"{text}; it was skipped then: {result.why}" if _skipped(result) and result else text)
-
-
-def _skipped(result: Result | None) -> bool:
-    return result is not None and result.outcome == "skipped"
+    if result is not None and result.outcome == "skipped":
+        text += f"; it was skipped then: {one_line(result.why)}"
+    return NotRecorded(text)
 
 
 def _asked(record: Mapping[str, Any]) -> str:

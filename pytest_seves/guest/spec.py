@@ -20,6 +20,8 @@ ENDS = ("quit", "SIGTERM", "SIGKILL")
 HOST_KERNEL = "host"
 #: The initramfs that reports, and powers off.
 PROBE_INITRD = "probe"
+#: Before the name of a file that was put on the host, where a bundle names it: its directory there is random.
+PUT = "put:"
 #: It is left to its deadline, for a person to look at.
 NEVER = "never"
 
@@ -103,7 +105,7 @@ class GuestSpec:
             raise UsageError("initrd, append, kernel_hashes: wanted kernel=... with them")
         for name, word in (("kernel", HOST_KERNEL), ("initrd", PROBE_INITRD)):
             given = getattr(self, name)
-            if given not in (None, word) and not str(given).startswith("/"):
+            if given not in (None, word) and not str(given).startswith(("/", PUT)):
                 raise UsageError(f"{name}: wanted {word!r} or an absolute path on the host, got {given!r}")
         if self.kernel_hashes and self.policy is None:
             raise UsageError("kernel_hashes: wanted a policy with it: nothing is measured without one")

@@ -14,7 +14,7 @@ from pytest_seves.errors import EvidenceError
 from pytest_seves.evidence.bundle import FACTS_FORMAT, VERSION
 
 from .facts import HostFacts, decode_facts
-from .inventory import Expect, Firmware, LabHost, Vmm
+from .inventory import Expect, Firmware, GuestKernel, LabHost, Vmm
 from .readiness import judge
 
 Json = Mapping[str, Any]
@@ -38,6 +38,7 @@ def facts_record(raw: Json, now_ns: int, entry: LabHost) -> dict[str, Any]:
             "max_guests": entry.max_guests,
             "vmm": asdict(entry.vmm),
             "firmware": asdict(entry.firmware),
+            "guest": asdict(entry.guest),
             "expect": asdict(entry.expect),
         },
         "readiness": [asdict(row) for row in judge(decode_facts(raw, now_ns=now_ns), entry)],
@@ -69,6 +70,7 @@ def entry_of(record: Json) -> LabHost:
             max_guests=lab["max_guests"],
             vmm=Vmm(**lab["vmm"]),
             firmware=Firmware(**lab["firmware"]),
+            guest=GuestKernel(**lab["guest"]),
             expect=Expect(**expect),
         )
     except (KeyError, TypeError, AttributeError) as error:

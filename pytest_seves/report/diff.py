@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_seves.errors import EvidenceError
 from pytest_seves.evidence.bundle import Bundle, LaunchManifest, Result
 from pytest_seves.spec.sev import SEV_USER_DATA_STATUS
 
@@ -108,7 +109,7 @@ def _verdicts(left: Bundle, right: Bundle, a: str, b: str) -> Iterator[Differenc
 def _results(bundle: Bundle, host: str) -> dict[str, Result]:
     """Results by the name of the test as it is with one host alone."""
     mine = (result for result in bundle.results if result.host == host)
-    return {r.test.replace(f"-{host}]", "]").replace(f"[{host}]", ""): r for r in mine}
+    return {result.name: result for result in mine}
 
 
 def _verdict(result: Result | None) -> str:
@@ -155,10 +156,13 @@ def _launches(bundle: Bundle, host: str) -> dict[str, LaunchManifest]:
 def _launch(left: Bundle, right: Bundle, a: LaunchManifest, b: LaunchManifest) -> Iterator[Difference]:
     ours, theirs = left.launch(a), right.launch(b)
     where = f"{a.path} | {b.path}"
-    measured = first_measured(ours.timeline, theirs.timeline)
+    try:
+        measured = first_measured(ours.timeline, theirs.timeline)
+        ioctl = first_ioctl(ours.timeline, theirs.timeline)
+    except ValueError as error:
+        raise EvidenceError(f"{where}: a call cannot be decoded: {error}") from error
     if measured:
         yield Difference(where, measured[1], measured[2], f"launch digest: {measured[0]}")
-    ioctl = first_ioctl(ours.timeline, theirs.timeline)
     if ioctl:
         yield Difference(where, *ioctl, "first differing ioctl")
     if ours.exit != theirs.exit:

@@ -110,10 +110,9 @@ class Layout:
 
     @staticmethod
     def _unpack(field: Field, raw: bytes) -> Value:
-        part = raw[field.offset : field.offset + field.size]
         if isinstance(field.kind, Layout):
-            return field.kind.decode(part)
-        values = struct.unpack("<" + field.kind, part)
+            return field.kind.decode(raw[field.offset : field.offset + field.size])
+        values = struct.unpack_from("<" + field.kind, raw, field.offset)
         return values[0] if len(values) == 1 else values
 
     def flat(self, raw: bytes) -> Iterator[tuple[str, Value]]:

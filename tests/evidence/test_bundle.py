@@ -135,6 +135,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "key-missing": (lambda root: b"{}", "results.jsonl:1: test is missing"),
     "wrong-type": (lambda root: changed(root, evidence={}), "results.jsonl:1: evidence: wanted list"),
     "outcome": (lambda root: changed(root, outcome="fine"), "outcome: wanted one of passed, .*got 'fine'"),
+    "host": (lambda root: changed(root, host="lab2"), "host: 'lab2' is not among those of bundle.json"),
     "dots": (lambda root: pointing(root, "lab1/../../etc"), "wanted a name of a file below this directory"),
     "absolute": (lambda root: pointing(root, "/etc"), "wanted a name of a file below this directory"),
     "nul-in-path": (lambda root: pointing(root, "a\0b"), "wanted a name of a file below this directory"),
@@ -201,6 +202,8 @@ def test_a_huge_file_is_not_read(tmp_path: Path, name: str) -> None:
         ({"format": "other"}, "wanted format 'pytest-seves-bundle', got 'other'"),
         ({"hosts": {"lab1": {}}}, "bundle.json: hosts: KeyError: 'model'"),
         ({"vcpus": "1,2"}, "bundle.json: vcpus: wanted list, got '1,2'"),
+        ({"hosts": {"../x\x1b[2J": {}}}, r"bundle.json: hosts: '../x\\x1b\[2J' is no name of a host"),
+        ({"blocked": {"lab1": "why"}}, "bundle.json: blocked: wanted objects with why, got 'why'"),
     ],
 )
 def test_another_format_is_refused(tmp_path: Path, values: dict[str, Any], wanted: str) -> None:

@@ -80,6 +80,24 @@ def test_a_launch_comes_back_as_it_was(given: dict[str, Any]) -> None:
         assert all(char.isprintable() or char in "\n\t" for char in shown)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("exit", {"status": None, "signal": 999}),
+        ("exit", {"status": 0, "signal": None, "more": 1}),
+        ("outputs", {"console": {"head": 1 << 40, "dropped": 0}}),
+        ("usage", [{"sev": 1}]),
+        ("dumps", "1"),
+    ],
+)
+def test_a_manifest_with_a_wrong_part_is_refused(name: str, value: object) -> None:
+    """No signal has such a number, and no file has so many bytes."""
+    launch = bundles.launch()
+    files = raw_files(launch)
+    with pytest.raises(EvidenceError, match=r"the launch cannot be read: \w+Error: "):
+        launch_of({**fields(launch), "files": files, name: value}, files.__getitem__)
+
+
 @pytest.mark.parametrize("missing", ["usage", "exit", "outputs", "dumps"])
 def test_a_manifest_without_a_part_is_refused(missing: str) -> None:
     """What is missing is named."""
