@@ -79,6 +79,21 @@ def tie(config: pytest.Config, items: list[pytest.Item]) -> None:
         raise pytest.UsageError("requirements and tests do not match:\n  " + "\n  ".join(wrong))
 
 
+def leave_out_slow(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect conformance tests that are marked slow, unless `--sev-slow` or a word of `-m` asks for them.
+
+    Other tests may be marked so for reasons of their own.
+    """
+    if config.getoption("sev_slow") or "slow" in str(config.getoption("markexpr", "")):
+        return
+    left = [
+        item for item in items if item.get_closest_marker("slow") and item.get_closest_marker("requirement")
+    ]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
+
+
 def _untested(tied: dict[Path, set[str]]) -> list[str]:
     missing = []
     for path, tested in tied.items():

@@ -99,6 +99,11 @@ def add_options(parser: pytest.Parser) -> None:
         "make the VMM, or the model's kernel, wrong in a named way, to see the checks fail (repeatable)",
     )
     group.addoption(
+        "--sev-slow",
+        action="store_true",
+        help="also run conformance tests that are marked slow: each takes minutes (-m slow: these alone)",
+    )
+    group.addoption(
         "--sev-keep-failed",
         metavar="MINUTES",
         nargs="?",

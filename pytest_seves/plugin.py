@@ -25,9 +25,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker; where hosts are named, take up the run."""
+    """Declare the markers; where hosts are named, take up the run."""
     config.addinivalue_line(
         "markers", "requirement(id): the requirement of the catalogue that the test decides"
+    )
+    config.addinivalue_line(
+        "markers",
+        "slow: beside requirement: takes minutes, and is left out unless --sev-slow or -m asks for it",
     )
     refuse_directories_as_words(config)
     options = read_options(config)
@@ -63,15 +67,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tie tests to the catalogue."""
+    """Tie tests to the catalogue; leave out the slow ones."""
     if any(item.get_closest_marker("requirement") for item in items):
-        from .collection import tie
+        from .collection import leave_out_slow, tie
         from .errors import UsageError
 
         try:
             tie(config, items)
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
+        leave_out_slow(config, items)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_seves.guest.init_path import INIT_PATHS, InitPath
+from pytest_seves.guest.kernel import Linux
 from pytest_seves.guest.probe import Probe
 
 if TYPE_CHECKING:
@@ -26,3 +27,9 @@ def es_path(request: pytest.FixtureRequest, kvm: Kvm) -> InitPath:
 def probe(launch_guest: Launcher) -> Probe:
     """Factory: ``probe("park", vcpus=3, rounds=100)`` launches the probe guest (guest/payload)."""
     return Probe(launch_guest)
+
+
+@pytest.fixture
+def linux(launch_guest: Launcher) -> Linux:
+    """Factory: ``linux(vcpus=4, cycles=10)`` boots a Linux kernel with an init that reports (guest/linux)."""
+    return Linux(launch_guest)

@@ -93,6 +93,44 @@ def test_strict_wants_a_test_for_each_requirement(suite: pytest.Pytester) -> Non
     result.stderr.fnmatch_lines(["*test_other: names no requirement*", "*X-2: no test*"])
 
 
+SLOW = """
+import pytest
+@pytest.mark.slow
+@pytest.mark.requirement("X-1")
+def test_kernel(): pass
+@pytest.mark.requirement("X-2")
+def test_quick(): pass
+@pytest.mark.slow
+def test_of_somebody_else(): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "passed", "deselected"),
+    [
+        ([], 2, 1),
+        (["-n", "1"], 2, 0),  # workers do not tell
+        (["--sev-slow"], 3, 0),
+        (["-m", "slow"], 2, 1),
+        (["-m", "not slow"], 1, 2),
+        (["-k", "kernel"], 0, 3),
+        (["-k", "kernel", "--sev-slow"], 1, 2),
+    ],
+)
+def test_slow_tests_are_left_out(
+    suite: pytest.Pytester, options: list[str], passed: int, deselected: int
+) -> None:
+    """A conformance test that is marked slow wants --sev-slow or -m; other people's marks are their own."""
+    suite.makepyfile(SLOW)
+    suite.runpytest(*options).assert_outcomes(passed=passed, deselected=deselected)
+
+
+def test_slow_tests_count_for_the_catalogue(suite: pytest.Pytester) -> None:
+    """A requirement whose test is slow has a test."""
+    suite.makepyfile(SLOW.replace("@pytest.mark.slow\ndef", '@pytest.mark.requirement("X-2")\ndef'))
+    assert suite.runpytest("--strict").ret == pytest.ExitCode.OK
+
+
 def test_a_suite_without_a_host_is_skipped_with_the_reason(suite: pytest.Pytester) -> None:
     """A test that needs a host says which option gives it one."""
     suite.makepyfile("def test_it(launch_guest): pass")

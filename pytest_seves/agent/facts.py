@@ -8,11 +8,9 @@ others are still there.
 from __future__ import annotations
 
 import array
-import base64
 import errno
 import fcntl
 import grp
-import hashlib
 import os
 import pwd
 import resource
@@ -26,7 +24,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pytest_seves.agent import board, cpuid
+from pytest_seves.agent import board, cpuid, images
 from pytest_seves.spec import kvm, sev
 from pytest_seves.spec.layout import Layout
 
@@ -40,8 +38,6 @@ PARAMETERS = {
 }
 #: Where the misc controller may be: cgroup v2; v2 beside v1; v1.
 MISC_ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/misc")
-FIRMWARE_TAIL = 8192
-FIRMWARE_LIMIT = 64 << 20
 VERSION_TIMEOUT_S = 10.0
 
 Json = dict[str, Any]
@@ -50,7 +46,8 @@ Json = dict[str, Any]
 def gather(args: Json) -> Json:
     """All facts of this host.
 
-    :param args: ``vmm`` (program name or path), ``firmware`` (path), ``cpuid_leaves`` (ints); all optional.
+    :param args: ``vmm`` (program name or path), ``firmware``, ``kernel`` and ``msr_module`` (paths),
+        ``cpuid_leaves`` (ints); all optional.
     """
     leaves = args.get("cpuid_leaves") or cpuid.LEAVES
     facts: Json = {"python": ".".join(map(str, sys.version_info[:3])), "time_ns": time.time_ns()}
@@ -69,7 +66,8 @@ def gather(args: Json) -> Json:
         "dmi": board.dmi,
         "kernel_build_id": board.kernel_build_id,
         "vmm": lambda: _vmm(args.get("vmm")),
-        "firmware": lambda: _firmware(args.get("firmware")),
+        "firmware": lambda: images.firmware(args.get("firmware")),
+        "guest_kernel": lambda: images.kernel(args.get("kernel"), args.get("msr_module")),
     }
     facts.update((name, item(function)) for name, function in items.items())
     return facts
@@ -312,7 +310,7 @@ def _vmm(program: str | None) -> Json:
         return {"path": program, "errno": "ENOENT", "error": f"not in PATH={os.environ.get('PATH', '')}"}
     facts: Json = {"path": path, "resolved": os.path.realpath(path)}
     try:
-        facts["sha256"] = _regular(facts["resolved"])["sha256"]
+        facts["sha256"] = images.regular(facts["resolved"])["sha256"]
         facts["version_line"] = _version_line(path)
     except OSError as error:
         facts.update(_failure(error))
@@ -343,32 +341,3 @@ def _version_line(path: str) -> str:
     if status != 0 or not lines:
         raise OSError(errno.ENOEXEC, f"{path} --version ended with {status}: {' '.join(lines)[:500]!r}")
     return lines[0]
-
-
-def _firmware(path: str | None) -> Json:
-    if not path:
-        return {"path": None, "error": "no firmware named"}
-    try:
-        return {"path": path, **_regular(path, FIRMWARE_LIMIT, FIRMWARE_TAIL)}
-    except OSError as error:
-        return {"path": path, **_failure(error)}
-
-
-def _regular(path: str, limit: int = 1 << 30, tail: int = 0) -> Json:
-    """Size and SHA-256 of a regular file, and its last `tail` bytes; never blocks on a FIFO or device."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        if status.st_size > limit:
-            raise OSError(errno.EFBIG, f"{status.st_size} bytes; wanted at most {limit}")
-        digest, size, last = hashlib.sha256(), 0, b""
-        for part in iter(lambda: file.read(1 << 20), b""):
-            digest.update(part)
-            size += len(part)
-            last = (last + part)[-tail:] if tail else b""
-    facts: Json = {"size": size, "sha256": digest.hexdigest()}
-    if tail:
-        facts["tail_b64"] = base64.b64encode(last).decode("ascii")
-    return facts

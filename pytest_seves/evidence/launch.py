@@ -11,6 +11,7 @@ from pytest_seves.errors import EvidenceError, Undecided
 from pytest_seves.spec.sev import Policy
 
 from .gdb import GdbTranscript
+from .linux_report import LinuxReport, read_linux_reports
 from .probe_report import ProbeReport, read_report, read_reports
 from .qmp import QmpTranscript
 from .timeline import ES_INIT_COMMANDS, INIT_COMMANDS, Stage, Timeline
@@ -164,6 +165,14 @@ class Launch:
         if not reports:
             raise Undecided(f"{self.host}: the probe guest said nothing: {self.account()}")
         return reports
+
+    @cached_property
+    def boots(self) -> tuple[LinuxReport, ...]:
+        """What the init of a Linux guest said (guest/linux), a report for each boot that came so far.
+
+        :raise Undecided: a report cannot be read.
+        """
+        return read_linux_reports(self.console.all)
 
     @property
     def held(self) -> tuple[Usage, Usage]:

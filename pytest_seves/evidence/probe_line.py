@@ -29,7 +29,7 @@ class Line:
     """A line whose checksum is right.
 
     :ivar number: lines before it, as the guest counted them.
-    :ivar kind: one of :data:`FIELDS`.
+    :ivar kind: one of those that were asked for.
     :ivar values: its fields by name, decoded.
     """
 
@@ -79,6 +79,22 @@ def _versions(text: str) -> tuple[int, int]:
     if not dots:
         raise ValueError("two versions")
     return _decimal(low), _decimal(high)
+
+
+def _word(text: str) -> str:
+    if not re.fullmatch(r"[!-~]{1,64}", text):
+        raise ValueError("a word")
+    return text
+
+
+def _status(text: str) -> int | None:
+    return None if text == "none" else _hex(text)
+
+
+def _text(text: str) -> str:
+    if not re.fullmatch(r"([0-9a-f]{2}){0,160}", text):
+        raise ValueError("bytes in hexadecimal")
+    return bytes.fromhex(text).decode(errors="backslashreplace")
 
 
 def _counts(text: str) -> dict[int, int]:
@@ -142,11 +158,40 @@ FIELDS: dict[str, tuple[dict[str, _Decoder], ...]] = {
         },
     ),
 }
+#: The same of the init of a Linux guest (guest/linux/README.md).
+LINUX_FIELDS: dict[str, tuple[dict[str, _Decoder], ...]] = {
+    "begin": (
+        {
+            "scenario": _name,
+            "tag": _hex,
+            "present": _decimal,
+            "online": _decimal,
+            "cycles": _decimal,
+            "kernel": _word,
+        },
+    ),
+    "log": ({"log": _decimal, "text": _text},),
+    "cpu": (
+        {
+            "cpu": _decimal,
+            "ran": _flag,
+            "apic": _decimal,
+            "features": _hex,
+            "status": _status,
+            "errno": _decimal,
+        },
+    ),
+    "cycled": (
+        {"cycled": _decimal, "offline": _decimal, "online": _decimal, "ran": _decimal, "errno": _decimal},
+    ),
+    "end": ({"scenario": _name, "lines": _decimal, "cpus": _decimal, "result": _name},),
+}
 
 
-def parse_line(raw: bytes) -> Line:
+def parse_line(raw: bytes, known: Mapping[str, tuple[dict[str, _Decoder], ...]] = FIELDS) -> Line:
     """Read one line, without its line feed.
 
+    :param known: the lines that there are: :data:`FIELDS` or :data:`LINUX_FIELDS`.
     :raise LineError: it is none.
     """
     if len(raw) > MAX_LINE:
@@ -162,15 +207,15 @@ def parse_line(raw: bytes) -> Line:
     except UnicodeDecodeError:
         raise LineError("wanted ASCII") from None
     kind = words[0].partition("=")[0]
-    if kind not in FIELDS:
-        raise LineError(f"wanted a line of {', '.join(FIELDS)}, got {kind!r}")
+    if kind not in known:
+        raise LineError(f"wanted a line of {', '.join(known)}, got {kind!r}")
     pairs = [word.partition("=") for word in (words if "=" in words[0] else words[1:])]
-    for fields in FIELDS[kind]:
+    for fields in known[kind]:
         if [name for name, _, _ in pairs] == list(fields):
             return Line(
                 int(number), kind, {name: _decode(fields[name], name, text) for name, _, text in pairs}
             )
-    wanted = " or ".join(" ".join(fields) for fields in FIELDS[kind])
+    wanted = " or ".join(" ".join(fields) for fields in known[kind])
     raise LineError(f"{kind}: wanted the fields {wanted}")
 
 

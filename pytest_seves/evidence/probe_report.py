@@ -159,9 +159,9 @@ def read_report(console: bytes) -> ProbeReport:
     """
     reports = read_reports(console)
     if len(reports) != 1:
-        _refuse(console, 0, f"wanted one report, got {len(reports)}")
+        refuse(console, 0, f"wanted one report, got {len(reports)}")
     if not reports[0].complete:
-        _refuse(console, len(console), f"wanted an end line of scenario {reports[0].scenario}, got none")
+        refuse(console, len(console), f"wanted an end line of scenario {reports[0].scenario}, got none")
     return reports[0]
 
 
@@ -173,16 +173,16 @@ def read_reports(console: bytes) -> tuple[ProbeReport, ...]:
     :raise Undecided: something on the console is no line of a report, is missing, or contradicts the rest.
     """
     if len(console) > MAX_BYTES:
-        _refuse(console, 0, f"wanted at most {MAX_BYTES} bytes, got {len(console)}: a flood")
-    drafts: list[_Draft] = []
+        refuse(console, 0, f"wanted at most {MAX_BYTES} bytes, got {len(console)}: a flood")
+    drafts: list[Draft] = []
     for offset, line in _lines(console):
         if line.kind == "begin":
-            drafts.append(_Draft())
+            drafts.append(Draft())
         elif not drafts:
-            _refuse(console, offset, f"wanted a begin line first, got {line.kind}")
+            refuse(console, offset, f"wanted a begin line first, got {line.kind}")
         problem = drafts[-1].add(line)
         if problem:
-            _refuse(console, offset, problem)
+            refuse(console, offset, problem)
     return tuple(_report(draft.lines) for draft in drafts)
 
 
@@ -192,19 +192,19 @@ def _lines(console: bytes) -> Iterator[tuple[int, Line]]:
         try:
             line = parse_line(console[offset:end])
         except LineError as error:
-            _refuse(console, offset, str(error))
+            refuse(console, offset, str(error))
         yield offset, line
         offset = end + 1
     rest = console[offset:]
     if not (rest.startswith(f"{VERSION} ".encode()) or f"{VERSION} ".encode().startswith(rest)):
-        _refuse(console, offset, f"wanted '{VERSION} n=... crc=...'")
+        refuse(console, offset, f"wanted '{VERSION} n=... crc=...'")
 
 
 #: Lines of these kinds come in rising order of the number that follows the kind.
-_RISING = ("cpu", "beat", "canaries", "parked", "storm")
+_RISING = ("cpu", "beat", "canaries", "parked", "storm", "log", "cycled")
 
 
-class _Draft:
+class Draft:
     """A report as far as it was read."""
 
     def __init__(self) -> None:
@@ -286,13 +286,17 @@ def _canaries(values: Mapping[str, Any]) -> Canaries:
     return Canaries(**{name: values[name] for name in ("gpr", "xmm", "cr3", "dr", "memory")})
 
 
-def _refuse(console: bytes, offset: int, problem: str) -> NoReturn:
+def refuse(console: bytes, offset: int, problem: str, of: str = "the probe guest") -> NoReturn:
+    """Say where a console cannot be read, and show it there.
+
+    :raise Undecided: always.
+    """
     start = max(0, min(offset, len(console)) - _SHOWN // 4)
     raw = console[start : start + _SHOWN]
     text = raw.decode("ascii", errors="backslashreplace")
     cut = f" ({len(raw)} of {len(console)} bytes, from {start})" if len(raw) < len(console) else ""
     raise Undecided(
-        f"console of the probe guest at byte {offset}: {problem}; the console{cut} says: {text!r}",
+        f"console of {of} at byte {offset}: {problem}; the console{cut} says: {text!r}",
         offset=offset,
         problem=problem,
         raw=raw,

@@ -30,6 +30,10 @@ class Defect:
     ignores_devices: frozenset[str] = frozenset()
     #: True for a VMM that boots its usual firmware, whichever it was told to.
     ignores_firmware: bool = False
+    #: Words that the VMM adds to the command line of a kernel.
+    kernel_words: str = ""
+    #: True for a VMM that leaves guests with a kernel without memory encryption.
+    leaves_kernels_plain: bool = False
     #: Arguments that give the VMM a wrong default.
     arguments: tuple[str, ...] = ()
     #: Settings of the model's profile: the kernel is what is wrong, and only the model's can be.
@@ -42,6 +46,8 @@ class Defect:
 
     def heeded(self, spec: GuestSpec) -> GuestSpec:
         """What the VMM makes of what it was told."""
+        if spec.kernel is not None:
+            spec = self._kernel_of(spec)
         kept = [word for pair in _pairs(spec.extra) if not self._ignores(pair) for word in pair]
         return replace(
             spec,
@@ -49,6 +55,11 @@ class Defect:
             firmware=None if self.ignores_firmware else spec.firmware,
             extra=(*kept, *self.arguments),
         )
+
+    def _kernel_of(self, spec: GuestSpec) -> GuestSpec:
+        if self.leaves_kernels_plain:
+            spec = replace(spec, policy=None, kernel_hashes=False)
+        return replace(spec, append=f"{spec.append} {self.kernel_words}".strip())
 
     def _ignores(self, pair: tuple[str, ...]) -> bool:
         return pair[0] == "-device" and pair[1].partition(",")[0] in self.ignores_devices

@@ -325,9 +325,21 @@ _ALL = (
     ),
     Defect(
         "reset-hangs",
-        "neither ends nor rebuilds a guest that was reset",
-        frozenset({"LIFECYCLE-1"}),
+        "neither ends nor rebuilds a guest that was reset, nor ends one that powers off",
+        frozenset({"LIFECYCLE-1", "BOOT-4"}),
         arguments=("-action", "shutdown=pause"),
+    ),
+    Defect(
+        "kernel-cpus-lost",
+        "tells a kernel to use one CPU alone",
+        frozenset({"BOOT-1", "BOOT-3"}),
+        kernel_words="nosmp",
+    ),
+    Defect(
+        "kernel-unencrypted",
+        "leaves a guest that brings its kernel without memory encryption",
+        frozenset({"BOOT-2"}),
+        leaves_kernels_plain=True,
     ),
     Defect(
         "migration-started",

@@ -23,10 +23,12 @@ from .archive import Archive, Record
 from .defects import chosen_defects
 from .faults import fault_rules
 from .kept import Kept
+from .kernel import host_initramfs, host_kernel
 from .observe import begin, observe
 from .recorded import PUT, spec_record, stored_name
 from .seam import require_init2
-from .spec import NEVER, GuestSpec
+from .spec import HOST_KERNEL, NEVER, PROBE_INITRD, GuestSpec
+from .steps import Console
 
 if TYPE_CHECKING:
     from pytest_seves.host.target import Target
@@ -162,6 +164,7 @@ class Launcher:
         if spec.init_path == "INIT2":
             require_init2(target.name, target.facts)
         argv, limit = self._argv(spec), _LAUNCH_S + _LAUNCH_VCPU_S * spec.vcpus
+        limit += sum(step.timeout_s for step in spec.steps if isinstance(step, Console)) if spec.kernel else 0
         self.launched += 1
         started, given = datetime.now(UTC), {**self._circumstances(spec), "timeout_s": limit, "usage": usage}
         with target.progress.work(f"{target.name}: launching a {spec.vcpus}-vCPU guest"):
@@ -187,13 +190,24 @@ class Launcher:
     def _argv(self, spec: GuestSpec) -> tuple[str, ...]:
         facts = self._target.facts
         return qemu.arguments(
-            self._heeded(spec),
+            self._heeded(self._on_host(spec)),
             binary=self._target.entry.vmm.binary,
             firmware=facts.firmware.path or "",
             cbit=facts.cbitpos or 0,
             reduced_phys_bits=facts.reduced_phys_bits,
             properties=self._properties,
         )
+
+    def _on_host(self, spec: GuestSpec) -> GuestSpec:
+        """Names of a kernel and an initramfs become the paths of files there."""
+        kernel = host_kernel(self._target) if spec.kernel == HOST_KERNEL else spec.kernel
+        ours = spec.initrd == PROBE_INITRD
+        initrd = self.put("initramfs", self._initramfs) if ours else spec.initrd
+        return replace(spec, kernel=kernel, initrd=initrd)
+
+    @cached_property
+    def _initramfs(self) -> bytes:
+        return host_initramfs(self._target)
 
     def _circumstances(self, spec: GuestSpec) -> dict[str, Any]:
         rules = (rule for defect in self._defects for rule in defect.rules)

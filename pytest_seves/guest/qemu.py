@@ -58,6 +58,7 @@ def arguments(
         *("-smp", str(spec.vcpus)),
         *("-m", f"{spec.memory_mib}M"),
         *_firmware(spec, spec.firmware or firmware),
+        *_kernel(spec),
         *("-chardev", f"socket,id=qmp,fd={QMP_FD}", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=console,fd={CONSOLE_FD}", "-serial", "chardev:console"),
         *(("-chardev", f"socket,id=gdb,fd={GDB_FD}") if spec.debugged else ()),
@@ -104,6 +105,10 @@ def _sev_guest(spec: GuestSpec, cbit: int, reduced_phys_bits: int, properties: f
         options.append(f"legacy-vm-type={_LEGACY_VM_TYPE[spec.init_path]}")
     elif spec.init_path == "INIT2":
         raise Unsupported("this VMM has no KVM_SEV_INIT2: its sev-guest has no legacy-vm-type (QEMU 9.1 has)")
+    if spec.kernel_hashes and "kernel-hashes" in properties:
+        options.append("kernel-hashes=on")
+    elif spec.kernel_hashes:
+        raise Unsupported("this VMM measures no kernel: its sev-guest has no kernel-hashes (QEMU 6.2 has)")
     return ",".join(options)
 
 
@@ -111,6 +116,14 @@ def _firmware(spec: GuestSpec, path: str) -> tuple[str, ...]:
     if spec.firmware_via == "bios":
         return ("-bios", path)
     return ("-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={_escaped(path)}")
+
+
+def _kernel(spec: GuestSpec) -> tuple[str, ...]:
+    """Direct kernel boot: the firmware finds the three through fw_cfg."""
+    if spec.kernel is None:
+        return ()
+    initrd = ("-initrd", spec.initrd) if spec.initrd else ()
+    return ("-kernel", spec.kernel, *initrd, *(("-append", spec.append) if spec.append else ()))
 
 
 def _escaped(value: str) -> str:

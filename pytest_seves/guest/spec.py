@@ -16,6 +16,10 @@ INIT_PATHS = ("ES_INIT", "INIT2")
 MAX_VCPUS = 4096
 #: Ways to end a guest that has been observed.
 ENDS = ("quit", "SIGTERM", "SIGKILL")
+#: The kernel of the lab file, or else the one that the host runs.
+HOST_KERNEL = "host"
+#: The initramfs that reports, and powers off.
+PROBE_INITRD = "probe"
 #: It is left to its deadline, for a person to look at.
 NEVER = "never"
 
@@ -52,6 +56,10 @@ class GuestSpec:
     :param steps: what is done to the running guest (:mod:`pytest_seves.guest.steps`).
     :param paused_steps: what is done before it runs, when it was started paused.
     :param ends: how it is ended: one of :data:`ENDS`.
+    :param kernel: a Linux kernel that the firmware boots: a path on the host, or :data:`HOST_KERNEL`.
+    :param initrd: its initramfs: a path on the host, or :data:`PROBE_INITRD`, which is ours (guest/linux).
+    :param append: its command line.
+    :param kernel_hashes: hashes of these three are measured with the firmware, which needs a place for them.
     """
 
     vcpus: int = 1
@@ -70,6 +78,10 @@ class GuestSpec:
     steps: tuple[Step, ...] = ()
     paused_steps: tuple[Step, ...] = ()
     ends: str = "quit"
+    kernel: str | None = None
+    initrd: str | None = None
+    append: str = ""
+    kernel_hashes: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.vcpus <= MAX_VCPUS:
@@ -84,6 +96,17 @@ class GuestSpec:
             raise UsageError("paused_steps: wanted paused=True with them")
         if self.ends not in (*ENDS, NEVER):
             raise UsageError(f"ends: wanted one of {ENDS}, got {self.ends!r}")
+        self._check_kernel()
+
+    def _check_kernel(self) -> None:
+        if self.kernel is None and (self.initrd or self.append or self.kernel_hashes):
+            raise UsageError("initrd, append, kernel_hashes: wanted kernel=... with them")
+        for name, word in (("kernel", HOST_KERNEL), ("initrd", PROBE_INITRD)):
+            given = getattr(self, name)
+            if given not in (None, word) and not str(given).startswith("/"):
+                raise UsageError(f"{name}: wanted {word!r} or an absolute path on the host, got {given!r}")
+        if self.kernel_hashes and self.policy is None:
+            raise UsageError("kernel_hashes: wanted a policy with it: nothing is measured without one")
 
     @property
     def es(self) -> bool:

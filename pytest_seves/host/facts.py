@@ -19,6 +19,8 @@ from pytest_seves.measurement.firmware_table import FirmwareTable, parse
 from pytest_seves.spec import sev
 from pytest_seves.spec.layout import Layout
 
+from .guest_kernel import KernelFacts, decode_kernel
+
 Json = Mapping[str, Any]
 
 _CAP_IPC_LOCK = 1 << 14
@@ -125,6 +127,7 @@ class HostFacts:
     clock_skew_s: float | None
     vmm: VmmFacts
     firmware: FirmwareFacts
+    guest_kernel: KernelFacts
 
     @property
     def es_asids(self) -> int | None:
@@ -207,6 +210,7 @@ def decode_facts(raw: Json, *, now_ns: int | None = None) -> HostFacts:
         clock_skew_s=None if now_ns is None or time_ns is None else (time_ns - now_ns) / 1e9,
         vmm=_vmm(_table(raw, "vmm")),
         firmware=_firmware(_table(raw, "firmware")),
+        guest_kernel=decode_kernel(_table(raw, "guest_kernel")),
     )
 
 

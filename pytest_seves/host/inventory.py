@@ -54,6 +54,18 @@ class Firmware:
 
 
 @dataclass(frozen=True)
+class GuestKernel:
+    """The Linux kernel of guests: absolute paths *on the host*. None: the kernel that the host runs.
+
+    ``msr_module`` is its msr driver; None: found by the kernel's release.
+    """
+
+    kernel: str | None = None
+    sha256: str | None = None
+    msr_module: str | None = None
+
+
+@dataclass(frozen=True)
 class Expect:
     """What this host must offer. None: whatever it has is fine."""
 
@@ -78,7 +90,8 @@ class LabHost:
     """A host of the lab.
 
     ``model`` names a profile of the model host, or is None; address, user and keys then come from its start.
-    Paths are of this machine, except ``python``, ``vmm.binary`` and ``firmware.path``, which are of the host.
+    Paths are of this machine, except ``python``, ``vmm.binary`` and those of ``firmware`` and ``guest``: they
+    are of the host.
     """
 
     name: str
@@ -99,6 +112,7 @@ class LabHost:
     max_guests: int | None = None
     vmm: Vmm = Vmm()
     firmware: Firmware = Firmware()
+    guest: GuestKernel = GuestKernel()
     expect: Expect = Expect()
     labgrid: Labgrid = Labgrid()
     provision: Provision | None = None
@@ -137,6 +151,11 @@ _SECTIONS: dict[str, dict[str, Callable[[object], Any] | None]] = {
     },
     "vmm": {"name": values.vmm_name, "binary": values.plain},
     "firmware": {"path": values.remote_path, "sha256": values.sha256},
+    "guest": {
+        "kernel": values.remote_path,
+        "sha256": values.sha256,
+        "msr_module": values.remote_path,
+    },
     "expect": {
         "sev_es": values.boolean,
         "min_es_asids": values.integer(0, 4096),
@@ -207,13 +226,13 @@ class _Reader:
     def host(self) -> LabHost:
         """The host, or every problem of the file in one error."""
         tree = self._parse()
-        for name in tree.keys() - {"host", "vmm", "firmware", "expect", "labgrid", "provision"}:
+        for name in tree.keys() - {"host", "vmm", "firmware", "guest", "expect", "labgrid", "provision"}:
             sections = [*_SECTIONS, "provision"]
             known = ", ".join(f"[{s}]" for s in sections)
             self._problem((name,), f"unknown section{_near(name, sections)}; known are {known}")
         host = self._section(tree.get("host", {}), ("host",))
-        vmm, firmware, expect, labgrid = (
-            self._section(tree.get(s, {}), (s,)) for s in ("vmm", "firmware", "expect", "labgrid")
+        vmm, firmware, guest, expect, labgrid = (
+            self._section(tree.get(s, {}), (s,)) for s in ("vmm", "firmware", "guest", "expect", "labgrid")
         )
         provision = self._provision(tree)
         self._cross_check(tree)
@@ -228,6 +247,7 @@ class _Reader:
             file=self.file,
             vmm=Vmm(**vmm),
             firmware=Firmware(**firmware),
+            guest=GuestKernel(**guest),
             expect=Expect(**expect),
             labgrid=Labgrid(**labgrid),
             provision=provision,
@@ -289,7 +309,10 @@ class _Reader:
         return parse(value) if parse else value
 
     def _cross_check(self, tree: dict[str, Any]) -> None:
-        given = tree.get("host", {})
+        given, guest = tree.get("host", {}), tree.get("guest", {})
+        if isinstance(guest, dict) and "kernel" not in guest:
+            for key in sorted(guest.keys() & {"sha256", "msr_module"}):
+                self._problem(("guest", key), 'missing key: write kernel = "..." with it')
         if not isinstance(given, dict) or not isinstance(tree.get("firmware", {}), dict):
             return  # already a problem
         if "model" in given:

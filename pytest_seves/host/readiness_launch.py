@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pytest_seves.host import guest_kernel
 from pytest_seves.host.facts import HostFacts
 from pytest_seves.host.inventory import LabHost
 from pytest_seves.host.readiness_table import Row
@@ -22,6 +23,7 @@ def rows(facts: HostFacts, host: LabHost) -> Iterator[Row]:
     yield _vmm(facts, host)
     yield _image(facts, host)
     yield _image_hash(facts, host)
+    yield from guest_kernel.rows(facts.guest_kernel, host.guest)
     yield _memlock(facts, host)
     yield _python(facts, host)
     yield _clock(facts)

@@ -122,7 +122,10 @@ class Target:
     @cached_property
     def facts(self) -> HostFacts:
         """What the host is, asked once."""
-        wanted = {"vmm": self.entry.vmm.binary, "firmware": self.entry.firmware.path}
+        # The model's kernel is a name: a file of that name on this machine has nothing to do with it.
+        kernel = self.entry.guest.kernel or ("" if self.entry.model else None)
+        guest = {"kernel": kernel, "msr_module": self.entry.guest.msr_module}
+        wanted = {"vmm": self.entry.vmm.binary, "firmware": self.entry.firmware.path, **guest}
         client = self.client
         with self.progress.work(f"{self.name}: looking at the host"):
             raw: dict[str, Any] = client.call("facts", wanted, timeout_s=_FACTS_TIMEOUT_S)

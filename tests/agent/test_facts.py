@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import ctypes
 import errno
 import hashlib
@@ -38,6 +37,7 @@ ITEMS = {
     ),
     *("groups", "cap_eff", "cpuid", "params", "misc", "memlock", "microcode", "vmm", "firmware"),
     *("dmi", "kernel_build_id"),
+    "guest_kernel",
 }
 
 
@@ -267,35 +267,6 @@ def test_a_vmm_behind_a_link(tmp_path: Path, monkeypatch: Patch) -> None:
         "sha256": hashlib.sha256(real.read_bytes()).hexdigest(),
         "version_line": "QEMU emulator version 9.1.0",
     }
-
-
-@pytest.mark.parametrize("kind", ["fifo", "directory", "device", "absent", "huge"])
-def test_a_firmware_that_is_no_plain_file(tmp_path: Path, kind: str) -> None:
-    """A FIFO does not block, a directory does not crash, a disk image is not hashed for minutes."""
-    path = tmp_path / "x.fd"
-    match kind:
-        case "fifo":
-            os.mkfifo(path)
-        case "directory":
-            path.mkdir()
-        case "device":
-            path = Path("/dev/zero")
-        case "huge":
-            with path.open("wb") as file:
-                file.truncate(1 << 40)
-    got = facts._firmware(str(path))
-    assert got["errno"] in {"EINVAL", "EISDIR", "ENOENT", "EFBIG"}
-    assert got["error"]
-
-
-@pytest.mark.parametrize("size", [0, 1, facts.FIRMWARE_TAIL, 3 << 20])
-def test_a_firmware_image(tmp_path: Path, size: int) -> None:
-    """Size, hash and the last 8 KiB; a short file gives what it has."""
-    raw = os.urandom(size)
-    (tmp_path / "x.fd").write_bytes(raw)
-    got = facts._firmware(str(tmp_path / "x.fd"))
-    assert (got["size"], got["sha256"]) == (size, hashlib.sha256(raw).hexdigest())
-    assert base64.b64decode(got["tail_b64"]) == raw[-facts.FIRMWARE_TAIL :]
 
 
 def elf_note(name: bytes, kind: int, content: bytes) -> bytes:

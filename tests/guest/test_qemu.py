@@ -16,6 +16,7 @@ from pytest_seves.guest.spec import GuestSpec, OwnerSession
 
 LISTING = """sev-guest options:
   cbitpos=<uint32>
+  kernel-hashes=<bool>   - add kernel hashes to guest firmware for measured Linux boot
   legacy-vm-type=<OnOffAuto> - use legacy VM type
 """
 HOST: dict[str, Any] = {
@@ -59,6 +60,14 @@ def test_an_old_vmm_has_one_init_path() -> None:
         arguments(GuestSpec(init_path="INIT2"), **old)
 
 
+def test_a_vmm_that_measures_no_kernel() -> None:
+    """Without the property kernel-hashes it is not asked to, and nothing is launched without them."""
+    old = {**HOST, "properties": sev_guest_properties("sev-guest options:\n  cbitpos=<uint32>\n")}
+    assert "kernel-hashes" not in " ".join(arguments(GuestSpec(kernel="/k"), **old))
+    with pytest.raises(Unsupported, match="has no kernel-hashes"):
+        arguments(GuestSpec(kernel="/k", kernel_hashes=True), **old)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -81,6 +90,16 @@ def test_an_old_vmm_has_one_init_path() -> None:
         ({"session": OwnerSession("/a,b", "/s")}, "dh-cert-file=/a,,b,session-file=/s"),
         ({"extra": ["-no-reboot"]}, "-serial chardev:console -no-reboot"),
         ({"cpu_model": "host"}, "-cpu host"),
+        ({"kernel": "/k"}, "-bios /usr/share/ovmf/OVMF.fd -kernel /k -chardev"),
+        (
+            {"kernel": "/k", "initrd": "/i", "append": "console=ttyS0 a=b"},
+            "-kernel /k -initrd /i -append console=ttyS0 a=b -chardev",
+        ),
+        ({"kernel": "/k", "kernel_hashes": True}, "reduced-phys-bits=1,kernel-hashes=on"),
+        (
+            {"kernel": "/k", "kernel_hashes": True, "init_path": "INIT2"},
+            "legacy-vm-type=off,kernel-hashes=on",
+        ),
     ],
 )
 def test_each_option(options: dict[str, Any], expected: str) -> None:

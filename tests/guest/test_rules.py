@@ -20,7 +20,11 @@ from pytest_seves.model.profiles import resolve
 
 #: A guest with something in it for every defect that does not heed what it is told.
 ASKED = GuestSpec.of(
-    firmware="/own.fd", machine={"kernel-irqchip": "off"}, extra=["-device", "virtio-mem-pci,memdev=x"]
+    firmware="/own.fd",
+    machine={"kernel-irqchip": "off"},
+    extra=["-device", "virtio-mem-pci,memdev=x"],
+    kernel="/vmlinuz",
+    kernel_hashes=True,
 )
 
 

@@ -20,6 +20,12 @@ from pytest_seves.guest.spec import GuestSpec, policy_name
         ({"policy": 1 << 32}, "policy: wanted a 32-bit number"),
         ({"init_path": "ES"}, "init_path: wanted one of"),
         ({"firmware_via": "rom"}, "firmware_via"),
+        ({"kernel": "vmlinuz"}, "kernel: wanted 'host' or an absolute path"),
+        ({"kernel": "/k", "initrd": "x"}, "initrd: wanted 'probe' or an absolute path"),
+        ({"initrd": "probe"}, "wanted kernel=... with them"),
+        ({"append": "x"}, "wanted kernel=... with them"),
+        ({"kernel_hashes": True}, "wanted kernel=... with them"),
+        ({"kernel": "/k", "kernel_hashes": True, "policy": None}, "wanted a policy with it"),
         ({"vcpu": 2}, "no such option vcpu; there are"),
     ],
 )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pytest_seves.errors import InventoryError
 from pytest_seves.host import inventory
-from pytest_seves.host.inventory import list_hosts, load_host
+from pytest_seves.host.inventory import GuestKernel, list_hosts, load_host
 from pytest_seves.host.toml_lines import toml_lines
 
 
@@ -73,6 +73,11 @@ def refusal(directory: Path, text: str | bytes, name: str = "lab1") -> str:
         ("shared = 1", "lab1.toml:5: host.shared: wanted true or false; got 1"),
         ("lease_wait_s = -1", "lab1.toml:5: host.lease_wait_s: wanted a number of seconds from 0 to 86400"),
         ('labgrid.coordinator = "x"', "lab1.toml:5: host.labgrid: unknown key"),
+        ('[guest]\nkernel = "vmlinuz"', "lab1.toml:6: guest.kernel: wanted an absolute path on the host"),
+        ('[guest]\nkernel = "/x"\nsha256 = "12"', "lab1.toml:7: guest.sha256: wanted the 64 hex digits"),
+        ('[guest]\nkernl = "/x"', "lab1.toml:6: guest.kernl: unknown key; did you mean 'kernel'?"),
+        ('[guest]\nmsr_module = "/x"', 'lab1.toml:6: guest.msr_module: missing key: write kernel = "..."'),
+        ("guest = 1", "lab1.toml:5: host.guest: unknown key"),
         ("[labgrid]", 'lab1.toml:5: labgrid: goes with address = "labgrid:PLACE" only'),
         ('model = "linux-6.1"', "lab1.toml:2: host.address: goes with a real host only"),
         ('"\\u001b[31m" = 1', r"lab1.toml:5: host.'\x1b[31m': unknown key"),
@@ -101,6 +106,16 @@ def test_a_damaged_host_key_is_refused(tmp_path: Path, key: str, wanted: str) ->
     message = refusal(tmp_path, GOOD.replace(ssh_key(), key))
     assert "lab1.toml:4: host.host_key: " in message
     assert wanted in message
+
+
+def test_a_kernel_for_guests(tmp_path: Path) -> None:
+    """A real host and the model may name one; a section that is no section is refused."""
+    text = f'[guest]\nkernel = "/boot/x"\nsha256 = "{"AB" * 32}"\nmsr_module = "/m"\n'
+    named = GuestKernel("/boot/x", "ab" * 32, "/m")
+    assert load_host("lab1", write(tmp_path, GOOD + text)).guest == named
+    assert load_host("model", write(tmp_path, f'[host]\nmodel = "linux-6.1"\n{text}', "model")).guest == named
+    assert load_host("lab2", write(tmp_path, GOOD, "lab2")).guest == GuestKernel()
+    assert "lab1.toml:1: guest: wanted a section [guest], got 1" in refusal(tmp_path, "guest = 1\n" + GOOD)
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:

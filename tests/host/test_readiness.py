@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_seves.host.facts import decode_facts
-from pytest_seves.host.inventory import Expect, Firmware, LabHost
+from pytest_seves.host.inventory import Expect, Firmware, GuestKernel, LabHost
 from pytest_seves.host.readiness import Row, judge, ready
 from pytest_seves.host.readiness_table import render, to_json
 
@@ -46,6 +46,7 @@ ROWS = [
         "vmm",
         "guest-firmware",
         "guest-firmware-hash",
+        "guest-kernel",
         "memlock",
         "python",
     ),
@@ -222,6 +223,32 @@ def test_a_healthy_host_is_ready() -> None:
 def test_a_small_limit_that_does_not_count(change: dict[str, Any], host: LabHost) -> None:
     """CAP_IPC_LOCK lifts the limit, the model pins nothing, and 528 MiB are enough for 512."""
     assert judged(change, host)["memlock"].state == "ok"
+
+
+KERNEL = {"path": "/boot/vmlinuz-6.1", "sha256": "33" * 32, "size": 1, "release": "6.1.0"}
+UNREAD = {"path": "/boot/vmlinuz-6.1", "errno": "EACCES", "error": "Permission denied"}
+
+
+@pytest.mark.parametrize(
+    ("told", "declared", "state", "said"),
+    [
+        (UNREAD, GuestKernel(), "ok", "Linux guests are skipped (/boot/vmlinuz-6.1: Permission denied)"),
+        (UNREAD, GuestKernel("/boot/vmlinuz-6.1"), "fail", "/boot/vmlinuz-6.1: Permission denied"),
+        (None, GuestKernel(), "ok", "none named: not told"),
+        (KERNEL, GuestKernel(), "ok", "/boot/vmlinuz-6.1, 6.1.0, " + "33" * 32 + " (not pinned)"),
+        (KERNEL, GuestKernel("/x", "33" * 32), "ok", "(as pinned)"),
+        (KERNEL, GuestKernel("/x", "44" * 32), "fail", "33" * 32),
+        ({**KERNEL, "release": None}, GuestKernel(), "ok", "no bzImage"),
+    ],
+)
+def test_a_kernel_for_guests(
+    told: dict[str, Any] | None, declared: GuestKernel, state: str, said: str
+) -> None:
+    """One that the lab file names must be there, and be the one that it pins; another may be missing."""
+    row = judged({"guest_kernel": told}, other(guest=declared))["guest-kernel"]
+    assert row.state == state
+    assert said in row.value
+    assert bool(row.advice) == (state == "fail")
 
 
 def test_a_replaced_firmware_image_is_found() -> None:

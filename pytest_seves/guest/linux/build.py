@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Build the init of Linux guests with GCC: ``python -m pytest_seves.guest.linux.build [--check]``.
+
+The program is committed, so that a launch needs no compiler. Other compilers give other bytes, so Debian 12's
+is the one that counts. ``--check`` writes nothing and fails when the program is stale.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from pytest_seves.errors import RigError, Unsupported
+
+SOURCE = Path(__file__).parent / "init.c"
+BINARY = Path(__file__).parent / "init.bin"
+COMPILER, VERSION = "gcc-12", "12.2.0"
+_FLAGS = (
+    *("-std=c11", "-Os", "-Wall", "-Wextra", "-Werror", "-mgeneral-regs-only"),
+    *(
+        "-ffreestanding",
+        "-fno-builtin",
+        "-fno-pie",
+        "-fno-stack-protector",
+        "-fno-asynchronous-unwind-tables",
+    ),
+    # No calls of memset and memcpy out of loops: there is no library that has them.
+    *("-fcf-protection=none", "-fno-tree-loop-distribute-patterns"),
+    *("-nostdlib", "-static", "-no-pie", "-s", "-Wl,--build-id=none,-z,noseparate-code,-z,noexecstack"),
+)
+_TIMEOUT_S = 60
+
+
+def build() -> bytes:
+    """The program, compiled and linked from its source.
+
+    :raise Unsupported: that compiler is not here, or another release of it.
+    :raise RigError: it refuses the source, or warns; its words are in the message.
+    """
+    compiler = shutil.which(COMPILER)
+    if compiler is None:
+        raise Unsupported(
+            f"init of Linux guests: no {COMPILER} on PATH; it is in the Debian package of that name"
+        )
+    got = _run([compiler, "-dumpfullversion"]).strip()
+    if got != VERSION:
+        raise Unsupported(f"init of Linux guests: wanted GCC {VERSION}, got {got}: it gives other bytes")
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "init"
+        _run([compiler, *_FLAGS, "-o", str(program), SOURCE.name])
+        return program.read_bytes()
+
+
+def _run(argv: list[str]) -> str:
+    run = subprocess.run(
+        argv, cwd=SOURCE.parent, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+    )
+    if run.returncode:
+        raise RigError(f"init of Linux guests: {COMPILER}: exit status {run.returncode}: {run.stderr}")
+    return run.stdout
+
+
+def main(arguments: list[str]) -> int:
+    """Write the program, or with ``--check`` compare it; the exit status."""
+    program = build()
+    if arguments == ["--check"]:
+        if BINARY.read_bytes() == program:
+            return 0
+        print(f"{BINARY} is not what its source gives: run `tox run -e payload`", file=sys.stderr)
+        return 1
+    BINARY.write_bytes(program)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
