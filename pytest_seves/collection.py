@@ -10,6 +10,7 @@ import pytest
 
 from .guest.spec import policy_name
 from .options import Options, read_options
+from .properties import note_case
 from .report import catalogue
 from .spec.sev import Policy
 
@@ -72,7 +73,7 @@ def tie(config: pytest.Config, items: list[pytest.Item]) -> None:
             wrong.append(f"{item.nodeid}: no requirement {identifier!r} in {path or catalogue.CATALOGUE}")
             continue
         tied.setdefault(path, set()).add(str(identifier))
-        item.user_properties.append(("requirement", identifier))
+        note_case(item, str(identifier), catalogue.load(path)[str(identifier)].level)
     if config.getini("strict"):
         wrong += _untested(tied)
     if wrong:

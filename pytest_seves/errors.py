@@ -30,15 +30,21 @@ from __future__ import annotations
 import unittest
 from typing import Any
 
+from .text import plain
+
+#: Characters of a message, which may quote what a VMM or a host said.
+LONGEST_MESSAGE = 16_000
+
 
 class SevesError(Exception):
     """Root of the tree.
 
-    :param message: where, what was tried, wanted, got, what to do.
+    :param message: where, what was tried, wanted, got, what to do; shown escaped, and shortened.
     :param evidence: whatever helps to judge the message, by name.
     """
 
     def __init__(self, message: str, **evidence: Any) -> None:
+        message = plain(message, LONGEST_MESSAGE)
         super().__init__(message)
         self.message = message
         #: Evidence by name; never secrets.

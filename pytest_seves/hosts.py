@@ -16,7 +16,7 @@ from .guest.defects import chosen_defects, kernel_settings
 from .host.inventory import LABGRID, LabHost, load_host
 from .options import Options
 from .progress import SILENT, Progress
-from .source import Tell
+from .source import Given, Tell
 
 if TYPE_CHECKING:
     from .guest.archive import Archive
@@ -125,11 +125,11 @@ class Hosts:
             self._launchers[target.name] = Launcher(target, defects=self._options.defects, archive=archive)
         return self._launchers[target.name]
 
-    def suite_launcher(self, name: str, test: str, tell: Tell) -> Launcher:
+    def suite_launcher(self, name: str, test: str, tell: Tell, given: Given) -> Launcher:
         """`launch_guest` of one test."""
         launcher = self.launcher(self.target(name))
         launcher.last = None
-        launcher.on_evidence = tell
+        launcher.on_evidence, launcher.on_launch = tell, given
         return launcher
 
     def suite_kvm(self, name: str, test: str, tell: Tell) -> Kvm:

@@ -26,7 +26,7 @@ from .results import Reports
 
 #: What an earlier run leaves, of this version or of one before there were bundles.
 _TAKEN = (ABOUT, RESULTS, "verdicts.json")
-_PLUGINS = ("pytest", "pytest-xdist", "paramiko", "qemu.qmp", "cryptography", "unicorn")
+_PLUGINS = ("pytest", "pytest-xdist", "paramiko", "cryptography", "unicorn")
 
 
 class Ledger:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .errors import EvidenceError
-from .evidence.plain import plain_line
+from .text import one_line
 
 if TYPE_CHECKING:
     from .evidence.bundle import About
@@ -182,7 +182,7 @@ def _of_replay(config: pytest.Config, root: Path) -> Options:
         raise pytest.UsageError(f"--sev-replay: {error}") from None
     hosts = tuple(dict.fromkeys(config.getoption("sev_host") or about.hosts))
     for unknown in [host for host in hosts if host not in about.hosts]:
-        there = ", ".join(map(plain_line, about.hosts)) or "none"
+        there = ", ".join(map(one_line, about.hosts)) or "none"
         raise pytest.UsageError(f"--sev-replay: {root} has no host {unknown!r}; it has {there}")
     if not hosts:
         raise pytest.UsageError(f"--sev-replay: {root} has no host, so there is nothing to judge")
@@ -197,7 +197,7 @@ def _of_replay(config: pytest.Config, root: Path) -> Options:
         sign_key=None,
         sign_passphrase=None,
         replay=root,
-        defects=tuple(map(plain_line, about.defects)),
+        defects=tuple(map(one_line, about.defects)),
         vcpus=_numbers("--sev-vcpus", given["sev_vcpus"] or _joined(about.vcpus), least=1, most=4096),
         policies=_numbers("--sev-policy", given["sev_policy"] or _joined(about.policies), least=0, most=_U32),
         keep_failed=None,

@@ -11,12 +11,12 @@ import pytest
 from .blocked import HostBlocked
 from .errors import RigError
 from .evidence.bundle import Bundle, Result
-from .evidence.plain import plain_line
 from .guest.replayed import RecordedKvm, RecordedLauncher, RecordedLaunches, RecordedTarget
 from .host.inventory import LabHost
 from .options import Options
 from .results import Reports, without_host
-from .source import Tell
+from .source import Given, Tell
+from .text import one_line
 
 if TYPE_CHECKING:
     from .host.target import Target
@@ -46,9 +46,11 @@ class Replayed:
         """The host called `name`."""
         return self._targets[name]
 
-    def suite_launcher(self, name: str, test: str, tell: Tell) -> RecordedLauncher:
+    def suite_launcher(self, name: str, test: str, tell: Tell, given: Given) -> RecordedLauncher:
         """`launch_guest` of one test."""
-        return RecordedLauncher(self._targets[name], self._launches[name], self.result(test, name), tell)
+        return RecordedLauncher(
+            self._targets[name], self._launches[name], self.result(test, name), tell, given
+        )
 
     def suite_kvm(self, name: str, test: str, tell: Tell) -> RecordedKvm:
         """`kvm` of one test."""
@@ -118,7 +120,7 @@ class Replay:
             return
         reason = f": {line['why']}" if line["why"] else ""
         change = f"{recorded.outcome} then, {line['outcome']} now"
-        self._changed.append(plain_line(f"{line['test']} ({line['host']}): {change}{reason}"))
+        self._changed.append(one_line(f"{line['test']} ({line['host']}): {change}{reason}"))
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """What was compared, and every verdict that changed."""
@@ -126,11 +128,11 @@ class Replay:
             return
         write = terminalreporter
         about = self._replayed.bundle.about
-        write.section(f"replay of {plain_line(str(self._replayed.bundle.root))}")
-        by = plain_line(f"{about.suite.get('name')} {about.suite.get('version')}")
-        write.line(plain_line(f"recorded by {by}, run {about.run}, begun {about.started}"))
+        write.section(f"replay of {one_line(str(self._replayed.bundle.root))}")
+        by = one_line(f"{about.suite.get('name')} {about.suite.get('version')}")
+        write.line(one_line(f"recorded by {by}, run {about.run}, begun {about.started}"))
         for note in self._replayed.bundle.notes:
-            write.line(plain_line(note), yellow=True)
+            write.line(one_line(note), yellow=True)
         hosts = set(self._options.hosts)
         left = sum(
             (r.test, r.host) not in self._judged for r in self._replayed.bundle.results if r.host in hosts

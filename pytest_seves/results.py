@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from .evidence.plain import plain_line
-from .verdicts import outcome, why
+from .reports import outcome
+from .text import one_line
+from .verdicts import why
 
 _SIMPLE = (str, int, float, bool, type(None))
 
@@ -53,7 +54,7 @@ class Reports:
             "host": str(properties.get("host", self._host)),
             "requirement": properties.get("requirement"),
             "outcome": "blocked" if refused else decided,
-            "why": plain_line(self._without_keys(why(decisive))) if decided != "passed" else "",
+            "why": one_line(self._without_keys(why(decisive))) if decided != "passed" else "",
             "rig": bool(getattr(decisive, "sev_rig", False)),
             "parameters": getattr(reports[0], "sev_parameters", {}),
             "started": datetime.fromtimestamp(reports[0].start, UTC).isoformat(),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -18,15 +19,21 @@ from .host.lease import Tenant
 from .hosts import Hosts
 from .ledger import Ledger
 from .options import Options
+from .properties import note_guest
 from .replay import Replay, Replayed
 from .report import catalogue
+from .report.junit import obey_schema
 from .results import note, without_host
 from .screen import progress
 from .source import Source, Tell
+from .text import plain
 from .verdicts import Verdicts
 
 if TYPE_CHECKING:
+    from .allure_results import AllureResults
+    from .evidence.launch import Launch
     from .guest.seam import Kvm, Launcher, Target
+    from .guest.spec import GuestSpec
     from .qualifying import Qualification
 
 
@@ -61,6 +68,14 @@ class Run:
         self._source: Source = self._replayed or self._hosts
         self.watch = Watch(options, self._source, worker)
         config.pluginmanager.register(self.watch, "sev-watch")
+        self.allure: AllureResults | None = None
+        if getattr(config.option, "allure_report_dir", None) and not (
+            config.option.collectonly or options.check
+        ):
+            from .allure_results import AllureResults
+
+            self.allure = AllureResults(config, options, self._source)
+            config.pluginmanager.register(self.allure, "sev-allure")
         self._blocked = Blocked()
         self._verdicts = Verdicts(config, options, self._source, self._blocked)
         self._ledger: Ledger | None = None
@@ -104,7 +119,8 @@ class Run:
 
     def launcher(self, item: pytest.Item, target: Target) -> Launcher:
         """`launch_guest` of a test."""
-        return self._source.suite_launcher(target.name, item.nodeid, self._tell(item))
+        given = functools.partial(self.given, item)
+        return self._source.suite_launcher(target.name, item.nodeid, self._tell(item), given)
 
     def kvm(self, item: pytest.Item, target: Target) -> Kvm:
         """`kvm` of a test."""
@@ -117,7 +133,7 @@ class Run:
         def tell(folder: str, record: dict[str, Any] | None) -> None:
             if record is not None and record not in judged:
                 judged.append(record)
-            if folder:
+            if folder and ("evidence", folder) not in item.user_properties:
                 item.user_properties.append(("evidence", folder))
 
         return tell
@@ -170,6 +186,7 @@ class Run:
 
     def _say(self, text: str) -> None:
         """Show a line at once, although output is captured. A worker has standard error only."""
+        text = plain(text)  # another run's name, a lab's reason
         capture = self._config.pluginmanager.getplugin("capturemanager")
         with capture.global_and_fixture_disabled() if capture else nullcontext():
             reporter = self._config.pluginmanager.getplugin("terminalreporter")
@@ -198,6 +215,12 @@ class Run:
         """Put that on a report."""
         if self.options.artifacts:
             note(report, item, item.stash.get(_EVIDENCE, []))
+
+    def given(self, item: pytest.Item, spec: GuestSpec, launch: Launch) -> None:
+        """Note a guest that the test was given."""
+        note_guest(item, spec)
+        if self.allure is not None:
+            self.allure.launched(spec, launch)
 
     def classify(self, item: pytest.Item, report: pytest.TestReport, error: BaseException) -> None:
         """A broken rig, or a wrong call in a test, is an error and no failure; undecided is neither."""
@@ -248,6 +271,7 @@ class Run:
             self._blocked.add(found)
             session.exitstatus = self._blocked.exit_status(exitstatus)
             self._verdicts.write()
+            self._finish_junit()
         self._source.close()
         if self._ledger and self.options.artifacts:
             self._leave(session, self._ledger, self.options.artifacts)
@@ -265,6 +289,14 @@ class Run:
         """What blocked hosts, now or in the run that is replayed."""
         recorded = self._replayed.bundle.about.blocked if self._replayed else {}
         return {**self.watch.finish(), **{host: str(row.get("why")) for host, row in recorded.items()}}
+
+    def _finish_junit(self) -> None:
+        """pytest has written the file: our hook comes last."""
+        given = self._config.getoption("xmlpath", None)
+        if given and self._config.getini("junit_family") == "xunit2":
+            file = Path(os.path.expandvars(given)).expanduser()  # as pytest does
+            if file.is_file():
+                obey_schema(file)
 
     def pytest_unconfigure(self) -> None:
         """Whatever happened before, leave nothing behind."""

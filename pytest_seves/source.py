@@ -7,14 +7,18 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from .evidence.launch import Launch
     from .guest.archive import Record
     from .guest.seam import Kvm, Launcher
     from .guest.seam import Target as Judged
+    from .guest.spec import GuestSpec
     from .host.inventory import LabHost
     from .host.target import Target
 
 #: Told of each piece of evidence that a test gets: its directory, and what names it in the bundle.
 Tell = Callable[[str, "Record | None"], None]
+#: Told of each guest that a test gets, with its evidence.
+Given = Callable[["GuestSpec", "Launch"], None]
 
 
 class Source(Protocol):
@@ -27,7 +31,7 @@ class Source(Protocol):
     def target(self, name: str) -> Judged:
         """The host called `name`."""
 
-    def suite_launcher(self, name: str, test: str, tell: Tell) -> Launcher:
+    def suite_launcher(self, name: str, test: str, tell: Tell, given: Given) -> Launcher:
         """`launch_guest` of one test, by its node id."""
 
     def suite_kvm(self, name: str, test: str, tell: Tell) -> Kvm:

@@ -13,6 +13,7 @@ from .blocked import Blocked
 from .guest.defects import DEFECTS
 from .options import Options
 from .report import catalogue, listing, markdown, summary
+from .reports import message, outcome
 from .source import Source
 
 _WHY = 400
@@ -113,7 +114,8 @@ class Verdicts:
             verdicts.setdefault(host, {})["blocked"] = {"verdict": "blocked", **row}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "verdicts.json").write_text(json.dumps(verdicts, indent=2) + "\n")
-        (folder / "summary.md").write_text(markdown.render(self._verdicts, self._notes()))
+        told = markdown.render(self._verdicts, self._notes(), requirements=self._requirements())
+        (folder / "summary.md").write_text(told)
 
     def _notes(self) -> list[str]:
         """What must not be taken from the verdicts."""
@@ -147,25 +149,6 @@ def _culprit(defect: str) -> str:
     return DEFECTS[defect].culprit if defect in DEFECTS else "VMM or the model's kernel"
 
 
-def outcome(report: pytest.TestReport) -> str:
-    """What a report decides, in the words of :data:`pytest_seves.report.summary.OUTCOMES`."""
-    if getattr(report, "sev_undecided", False):
-        return "undecided"
-    if hasattr(report, "wasxfail"):
-        return "known defect" if report.skipped else "unexpected pass"
-    if report.failed and report.longrepr and str(report.longrepr).startswith("[XPASS(strict)]"):
-        return "unexpected pass"
-    if report.failed and report.when != "call":
-        return "error"
-    return str(report.outcome)
-
-
 def why(report: pytest.TestReport) -> str:
     """The reason in one line."""
-    if hasattr(report, "wasxfail"):
-        return report.wasxfail.removeprefix("reason: ")
-    if isinstance(report.longrepr, tuple):  # of a skip: file, line, reason
-        return str(report.longrepr[2]).removeprefix("Skipped: ").partition("\n")[0][:_WHY]
-    crash = getattr(report.longrepr, "reprcrash", None)
-    message = str(crash.message if crash else report.longrepr or "")
-    return message.partition("\n")[0].removeprefix("pytest_seves.errors.").rstrip(":")[:_WHY]
+    return message(report).partition("\n")[0].rstrip(":")[:_WHY]

@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 PACKAGE = PROJECT / "pytest_seves"
 
 EVERYTHING = {"agent", "cli", "errors", "evidence", "guest", "host", "measurement", "model", "progress"}
-EVERYTHING |= {"report", "spec"}
+EVERYTHING |= {"report", "spec", "text"}
 #: pytest's side: the files directly in the package that a run is made of. They alone know pytest.
 PYTEST_SIDE = {
     "plugin",
@@ -35,6 +35,9 @@ PYTEST_SIDE = {
     "replay",
     "results",
     "source",
+    "properties",
+    "reports",
+    "allure_results",
     "scheduling",
     "screen",
     "hookspecs",
@@ -43,17 +46,18 @@ PYTEST_SIDE = {
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "spec": set(),
-    "errors": set(),
+    "text": set(),
+    "errors": {"text"},
     "progress": set(),
     "measurement": {"spec", "errors"},
-    "evidence": {"spec", "errors"},
+    "evidence": {"spec", "errors", "text"},
     "agent": {"spec"},  # nothing else travels to the host
     "model": {"spec"},  # a mistake shared with guest/ or evidence/ would cancel itself out
     # both ends speak agent/frames.py
-    "host": {"spec", "errors", "measurement", "evidence", "agent", "progress"},
+    "host": {"spec", "errors", "measurement", "evidence", "agent", "progress", "text"},
     # a launch runs over a connection
-    "guest": {"spec", "errors", "measurement", "evidence", "host", "progress"},
-    "report": {"spec", "errors", "evidence", "host"},  # of host, what decodes its facts
+    "guest": {"spec", "errors", "measurement", "evidence", "host", "progress", "text"},
+    "report": {"spec", "errors", "evidence", "host", "text"},  # of host, what decodes its facts
     "cli": {"spec", "errors", "evidence", "host", "report"},
     **dict.fromkeys(PYTEST_SIDE, EVERYTHING | PYTEST_SIDE),
 }
@@ -65,6 +69,7 @@ BARE_PARTS: dict[str, set[str]] = {
     "spec": set(),
     "agent": set(),
     "errors": set(),
+    "text": set(),
     "measurement": {"cryptography"},  # the guest owner's keys
     "evidence": set(),
     "model": {"cryptography", "unicorn"},

@@ -194,7 +194,7 @@ def test_a_summary_in_markdown_stands_beside_the_verdicts(suite: pytest.Pytester
     suite.runpytest_subprocess("--sev-host", "model", "--sev-artifacts=out")
     told = suite.path.joinpath("out/summary.md").read_text()
     assert "nothing here is a qualification of hardware" in told
-    assert "| <code>X&#45;1</code> | **undecided** | 1 undecided | <code>test&#95;it</code><br>" in told
+    assert "| <code>X&#45;1</code><br>must: The first&#46;<wbr> | **undecided** | 1 undecided | " in told
     assert "script" in told
     assert "<script" not in told
     assert suite.path.joinpath("out/verdicts.json").exists()

@@ -2,7 +2,7 @@
 """The bundle that ``--sev-artifacts DIR`` leaves, read back: docs/bundle.md describes it field by field.
 
 Nothing in a bundle is trusted: names lead nowhere else, sizes are bounded, and every text in it may be
-hostile: :mod:`pytest_seves.evidence.plain` shows one on a terminal.
+hostile: :mod:`pytest_seves.text` shows one on a terminal.
 """
 
 from __future__ import annotations

@@ -9,12 +9,16 @@ from functools import cached_property
 
 from pytest_seves.errors import EvidenceError, Undecided
 from pytest_seves.spec.sev import Policy
+from pytest_seves.text import plain
 
 from .gdb import GdbTranscript
 from .linux_report import LinuxReport, read_linux_reports
 from .probe_report import ProbeReport, read_report, read_reports
 from .qmp import QmpTranscript
 from .timeline import ES_INIT_COMMANDS, INIT_COMMANDS, Stage, Timeline
+
+#: Characters of a VMM's last words that an account of its end quotes.
+_SAID = 400
 
 
 @dataclass(frozen=True)
@@ -192,4 +196,4 @@ class Launch:
         text = f"{last}; {self.exit}"
         if self.phase:
             text += f" while {self.phase}"
-        return f"{text}; stderr: {said[-1]}" if said else text
+        return f"{text}; stderr: {plain(said[-1], _SAID)}" if said else text

@@ -10,10 +10,10 @@ from dataclasses import asdict
 from typing import Any
 
 from pytest_seves.errors import EvidenceError
+from pytest_seves.text import one_line, plain
 
 from .gdb import GdbTranscript
 from .launch import Exit, Launch, Output, Usage
-from .plain import plain, plain_line
 from .qmp import Exchange, QmpTranscript
 from .timeline import Timeline
 
@@ -55,12 +55,12 @@ def raw_files(launch: Launch) -> dict[str, bytes]:
 def derived_files(launch: Launch) -> dict[str, bytes]:
     """Files, by name, for people: no character in them does anything to a terminal."""
     found = {
-        "timeline.txt": "".join(f"{plain_line(str(event))}\n" for event in launch.timeline.recorded),
-        "qmp.txt": "".join(f"{plain_line(str(exchange))}\n" for exchange in launch.qmp.exchanges),
+        "timeline.txt": "".join(f"{one_line(str(event))}\n" for event in launch.timeline.recorded),
+        "qmp.txt": "".join(f"{one_line(str(exchange))}\n" for exchange in launch.qmp.exchanges),
         **{f"{name}.txt": plain(getattr(launch, name).text) for name in OUTPUTS},
     }
     if launch.gdb.exchanges:
-        found["gdb.txt"] = "".join(f"{plain_line(f'{s} -> {a}')}\n" for s, a in launch.gdb.exchanges)
+        found["gdb.txt"] = "".join(f"{one_line(f'{s} -> {a}')}\n" for s, a in launch.gdb.exchanges)
     return {name: text.encode("utf-8") for name, text in found.items()}
 
 

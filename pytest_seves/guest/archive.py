@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_seves.evidence.bundle import CALLS_FORMAT, LAUNCH_FORMAT, MANIFEST, VERSION
 from pytest_seves.evidence.folder import Folder
 from pytest_seves.evidence.launch_folder import derived_files, fields, raw_files
-from pytest_seves.evidence.plain import plain_line
+from pytest_seves.text import one_line
 
 from .recorded import program_record
 from .spec import GuestSpec, policy_name
@@ -92,7 +92,7 @@ class Archive:
                 "test": test,
                 "program": program_record(program),
                 "answers": answers.raw,
-                "transcript": [plain_line(line) for line in answers.lines()],
+                "transcript": [one_line(line) for line in answers.lines()],
             },
         )
 

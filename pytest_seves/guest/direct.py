@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .archive import Archive, Record
 
 _TIMEOUT_S = 30.0
+_LONGEST_NAME = 150
 
 
 class Kvm:

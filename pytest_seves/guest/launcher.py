@@ -67,6 +67,8 @@ class Launcher:
         #: Called with the directory of a piece of evidence and with what names it in the bundle, whenever a
         #: test gets it, shared or not.
         self.on_evidence: Callable[[str, Record], None] = lambda folder, record: None
+        #: Called with a guest and its evidence, whenever one is asked for.
+        self.on_launch: Callable[[GuestSpec, Launch], None] = lambda spec, launch: None
         #: Guests launched, and times one was asked for.
         self.launched = 0
         self.served = 0
@@ -92,6 +94,7 @@ class Launcher:
         if isinstance(kept, RigError):
             raise kept
         self.tell(kept)
+        self.on_launch(spec, kept)
         return kept
 
     def tell(self, launch: Launch) -> None:
@@ -299,6 +302,7 @@ class Alone:
         self._launcher.last = spec = GuestSpec.of(**options)
         launch = self._launcher.launch(spec, usage=True)
         self._launcher.tell(launch)
+        self._launcher.on_launch(spec, launch)
         return launch
 
     def leave_free(self, es_asids: int | None) -> int:

@@ -94,16 +94,23 @@ class RecordedLauncher:
 
     :param result: what the bundle has of the test; None for a test that it does not know.
     :param tell: told where evidence is that the test gets.
+    :param given: told of each guest that the test gets.
     """
 
     def __init__(
-        self, target: RecordedTarget, launches: RecordedLaunches, result: Result | None, tell: Tell
+        self,
+        target: RecordedTarget,
+        launches: RecordedLaunches,
+        result: Result | None,
+        tell: Tell,
+        given: Callable[[GuestSpec, Launch], None] = lambda spec, launch: None,
     ) -> None:
         self._target = target
         self._launches = launches
         self._result = result
         self._own = result.evidence if result else ()
         self._tell = tell
+        self._given = given
         self._alone = (e for e in self._own if e.kind == "alone")
         self._made = [launches.bundle.record(e) for e in self._own if e.kind == "made"]
 
@@ -115,7 +122,7 @@ class RecordedLauncher:
         evidence = self._launches.find(spec_key(record), self._own)
         if evidence is None:
             raise self._missing(f"a launch of {_asked(record)}")
-        return self._take(evidence)
+        return self._take(evidence, spec)
 
     @contextmanager
     def alone(self) -> Iterator[RecordedLauncher.Alone]:
@@ -155,11 +162,12 @@ class RecordedLauncher:
         evidence = next(self._alone, None)
         if evidence is None or spec_key(evidence.request or {}) != spec_key(record):
             raise self._missing(f"a launch of {_asked(record)} that was alone")
-        return self._take(evidence)
+        return self._take(evidence, spec)
 
-    def _take(self, evidence: Evidence) -> Launch:
+    def _take(self, evidence: Evidence, spec: GuestSpec) -> Launch:
         launch = self._launches.take(evidence)
         self._tell(launch.folder, None)
+        self._given(spec, launch)
         return launch
 
     def _require(self, spec: GuestSpec) -> None:

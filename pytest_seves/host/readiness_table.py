@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from pytest_seves.text import one_line
+
 State = Literal["ok", "warn", "fail", "unknown"]
 
 _COLOURS: dict[str, str] = {"ok": "32", "warn": "33", "fail": "1;31", "unknown": "36"}
@@ -36,7 +38,7 @@ def render(rows: Sequence[Row], width: int = 80, colour: bool = False) -> str:
 
     Text of the host is shown with its control characters escaped, and never beyond `width` columns.
     """
-    names = max((len(_safe(row.name)) for row in rows), default=0)
+    names = max((len(one_line(row.name)) for row in rows), default=0)
     lines = [line for row in rows for line in _row(row, min(names, 28), max(width, _NARROWEST), colour)]
     counts = {state: sum(row.state == state for row in rows) for state in _NOUNS}
     told = ", ".join(f"{count} {_NOUNS[state]}" for state, count in counts.items() if count)
@@ -69,9 +71,4 @@ def _row(row: Row, names: int, width: int, colour: bool) -> Iterator[str]:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    return textwrap.wrap(_safe(text), max(width, 8), break_on_hyphens=False) or [""]
-
-
-def _safe(text: str) -> str:
-    """Printable text: escape sequences and bidirectional overrides of a host must not reach a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return textwrap.wrap(one_line(text), max(width, 8), break_on_hyphens=False) or [""]

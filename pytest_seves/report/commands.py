@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_seves.errors import UsageError
 from pytest_seves.evidence.bundle import Bundle
-from pytest_seves.evidence.plain import plain_line
+from pytest_seves.text import one_line
 
 if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner
@@ -113,12 +113,12 @@ def _report(given: argparse.Namespace) -> int:
 
 def told(report: dict[str, Any], page: Path) -> list[str]:
     """What a report came to, in a few lines for a terminal."""
-    lines = [f"{plain_line(stamp)}" for stamp in report["stamps"]]
+    lines = [f"{one_line(stamp)}" for stamp in report["stamps"]]
     for name, host in report["hosts"].items():
         levels = [
             f"{level['name']} {'reached' if level['reached'] else 'not reached'}" for level in host["levels"]
         ]
-        lines.append(plain_line(f"{name}: {', '.join(levels) or 'no levels.toml'}"))
+        lines.append(one_line(f"{name}: {', '.join(levels) or 'no levels.toml'}"))
     signing = report["signing"]
     return [*lines, f"report: {page} ({'signed by ' + signing['keyid'][:16] if signing else 'unsigned'})"]
 
@@ -143,7 +143,7 @@ def _verify(given: argparse.Namespace) -> int:
         ("for you to judge", found.trust),
     ):
         for line in lines:
-            print(f"{head}: {plain_line(line)}")
+            print(f"{head}: {one_line(line)}")
     print(
         ("VERIFIED", "NOT VERIFIED: do not rely on it", "NOT VERIFIED: not everything could be checked")[
             found.status

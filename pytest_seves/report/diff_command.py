@@ -27,15 +27,15 @@ def declare(commands: Any) -> None:
 def run(given: argparse.Namespace) -> int:
     """Print what differs."""
     from pytest_seves.evidence.bundle import Bundle
-    from pytest_seves.evidence.plain import plain_line
+    from pytest_seves.text import one_line
 
     from .diff import compare, lines
 
     try:
         comparison = compare(Bundle.open(given.left), Bundle.open(given.right))
     except EvidenceError as error:
-        print(f"pytest-seves: {plain_line(str(error))}", file=sys.stderr)
+        print(f"pytest-seves: {one_line(str(error))}", file=sys.stderr)
         return 2
     for line in lines(comparison, "A", "B"):
-        print(plain_line(line))
+        print(one_line(line))
     return 0 if comparison.equal else 1

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from pytest_seves.evidence.plain import plain
+from pytest_seves.text import plain
 
 #: Characters kept of one text in a report, and shown of it on a page.
 KEPT, SHOWN = 1000, 400

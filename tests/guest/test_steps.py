@@ -84,6 +84,19 @@ def test_a_vmm_that_dies_in_a_repetition(target: Target) -> None:
     assert launch.timeline.stage == Stage.RUNNING
 
 
+def test_what_it_costs(target: Target) -> None:
+    """A launch is one request, whatever is asked and done, and whether what it holds is counted or not."""
+    launcher = Launcher(target)
+    launcher()
+    before = next(target.client._numbers)
+    launcher(paused=True, steps=[gdb("?", "D"), repeat(100, qmp("query-status")), hmp("info registers")])
+    assert next(target.client._numbers) == before + 2
+    with launcher.alone() as alone:
+        before = next(target.client._numbers)
+        assert alone().held == (Usage(0, 0, 0), Usage(0, 0, 0))
+        assert next(target.client._numbers) == before + 2
+
+
 def test_an_event_that_never_comes(target: Target) -> None:
     """Waiting for an event ends with the launch's deadline, and says so."""
     launch = watch(target, [qmp("stop", until=("STOP",))], timeout_s=2.0)
