@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,13 @@ from .report import catalogue
 LISTED = "SEVES_LISTED"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Requirement by test, before anything is deselected."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
+    """Requirement by test, before anything is deselected: a wrapper comes before every other plugin."""
     tests = {}
     for item in items:
         marker = item.get_closest_marker("requirement")
         if marker and marker.args and catalogue.find(item.path.parent):
             tests[item.nodeid] = str(marker.args[0])
     Path(os.environ[LISTED]).write_text(json.dumps(tests), encoding="utf-8")
+    yield

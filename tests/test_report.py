@@ -130,6 +130,19 @@ def test_whatever_was_left_out_is_missed(
     assert left_out(suite) == missed
 
 
+def test_slow_tests_are_part_of_a_whole_run(suite: pytest.Pytester) -> None:
+    """What is left out unless --sev-slow asks for it is missed without it, and not with it."""
+    file = suite.path / "suites" / "test_x.py"
+    file.write_text(
+        TESTS.replace('@pytest.mark.requirement("X-2")', '@pytest.mark.slow\n@pytest.mark.requirement("X-2")')
+    )
+    suite.runpytest_subprocess(*WHOLE)
+    assert left_out(suite) == ["test_two"]
+    shutil.rmtree(suite.path / "out")
+    suite.runpytest_subprocess(*WHOLE, "--sev-slow")
+    assert left_out(suite) == []
+
+
 def test_options_from_the_environment_do_not_hide_what_was_left_out(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,11 +144,8 @@ def _verify(given: argparse.Namespace) -> int:
     ):
         for line in lines:
             print(f"{head}: {one_line(line)}")
-    print(
-        ("VERIFIED", "NOT VERIFIED: do not rely on it", "NOT VERIFIED: not everything could be checked")[
-            found.status
-        ]
-    )
+    words = ("VERIFIED", "NOT VERIFIED: do not rely on it", "NOT VERIFIED: not everything could be checked")
+    print(", ".join([words[found.status], *map(one_line, found.stamps)]))
     return found.status
 
 

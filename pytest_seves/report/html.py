@@ -39,6 +39,8 @@ MARKS = {
     "not run": "N",
 }
 #: What a page is made by, beside its data.
+#: Characters of what stands in a narrow column.
+_BRIEF = 24
 Json = Mapping[str, Any]
 
 
@@ -66,6 +68,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["brief"] = lambda text: shown(text, _BRIEF)
     made.filters["seconds"] = lambda value: f"{value:.2f}"
     return made
 

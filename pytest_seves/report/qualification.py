@@ -7,7 +7,7 @@ says of itself alone. docs/report.md describes the fields, ``schemas/report.json
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -236,11 +236,16 @@ def _left_out(run: _Run, host: str, results: Sequence[Result]) -> list[tuple[str
     """Tests that a whole run has on this host, and this one has not."""
     if run.plan is None or run.plan.tests is None:
         return []
-    others = [name for name in run.bundle.about.hosts if name != host]
+    hosts = run.bundle.about.hosts
     decided = {result.test for result in results}
     missing = ((test, requirement) for test, requirement in run.plan.tests.items() if test not in decided)
-    ends = tuple(f"{mark}{name}]" for name in others for mark in "-[")
-    return [(test, requirement) for test, requirement in missing if not test.endswith(ends or ("\0",))]
+    return [(test, requirement) for test, requirement in missing if _owner(test, hosts) in (None, host)]
+
+
+def _owner(test: str, hosts: Iterable[str]) -> str | None:
+    """The host that a test is of, by the end of its name; None where it names none, as with a single host."""
+    named = (name for name in hosts if test.endswith((f"-{name}]", f"[{name}]")))
+    return max(named, key=len, default=None)
 
 
 def _general(run: _Run, host: HostAbout, judged: Mapping[str, Judged]) -> tuple[list[str], list[str]]:

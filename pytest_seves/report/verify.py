@@ -38,6 +38,8 @@ class Findings:
     open: list[str] = field(default_factory=list)
     #: What no check of files can tell.
     trust: list[str] = field(default_factory=list)
+    #: What is stamped on the report: it is no qualification, however well it is signed.
+    stamps: list[str] = field(default_factory=list)
 
     @property
     def status(self) -> int:
@@ -260,6 +262,7 @@ def _trust(found: Findings, report: Json) -> None:
         found.trust.append(
             f"whose key {signing['keyid'][:16]} is: compare it with what its owner publishes, by another way"
         )
+    found.stamps = list(report["stamps"])
     if report["stamps"]:
         found.trust.append("nothing in it qualifies anything: " + "; ".join(report["stamps"]))
     machines = [name for name, host in report["hosts"].items() if host["model"] is None]

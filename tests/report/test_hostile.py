@@ -77,6 +77,10 @@ _TAGS = {
 }
 
 
+#: By how much a page is wider than its window.
+_WIDER = "Math.max(0, document.documentElement.scrollWidth - document.documentElement.clientWidth)"
+
+
 class Tags(HTMLParser):
     """Tags and attributes of a page, as a parser finds them."""
 
@@ -208,8 +212,10 @@ def test_a_browser_runs_and_fetches_nothing(
         scripts = [address for address in tab.scripts() if address]
         requested = tab.requested()
         errors = [entry["entry"]["text"] for entry in tab.told("Log.entryAdded")]
+        width = tab.call("Runtime.evaluate", expression=_WIDER)["result"]["value"]
     assert (scripts, requested, errors) == ([], [file.as_uri()], [])
     assert title != "run"
+    assert width == 0
 
 
 def test_the_browser_would_tell(tmp_path: Path) -> None:
@@ -236,6 +242,15 @@ def test_the_model_s_stamp_is_on_every_sheet(tmp_path: Path) -> None:
         tab.pdf(tmp_path / "report.pdf")
     sheets = browser.sheets(tmp_path / "report.pdf")
     assert len(sheets) > 4
+    assert ["MODEL: NOT A QUALIFICATION" in sheet for sheet in sheets] == [True] * len(sheets)
+
+
+def test_no_text_pushes_the_stamp_off_the_paper(page: Path, tmp_path: Path) -> None:
+    """Whatever a stranger's names are like, each sheet says that it is no qualification."""
+    with browser.tab(tmp_path) as tab:
+        tab.open(page)
+        tab.pdf(tmp_path / "report.pdf")
+    sheets = browser.sheets(tmp_path / "report.pdf")
     assert ["MODEL: NOT A QUALIFICATION" in sheet for sheet in sheets] == [True] * len(sheets)
 
 

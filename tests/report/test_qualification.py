@@ -193,6 +193,16 @@ def test_one_host_does_not_answer_for_another(make: Make) -> None:
     assert report["hosts"]["lab1"]["not_run"][0]["outcome"] == "not applicable"
 
 
+def test_a_host_whose_name_ends_like_another_s_misses_its_own(make: Make) -> None:
+    """What was left out on `new-lab1` is missed there, not on `lab1`."""
+    hosts = {n: {"model": None, "description": n, "facts": f"{n}/facts.json"} for n in ("lab1", "new-lab1")}
+    tests = {f"{t}[x-{name}]": r for t, r in bundles.TESTS.items() for name in hosts}
+    own = [dict(r, test=f"{r['test']}[x-{name}]") for name in hosts for r in bundles.results(name)]
+    report = make(run=bundles.about(hosts=hosts), lines=own[:-1], files={"suite.json": bundles.plan(tests)})
+    missed = {n: [e for e in report["hosts"][n]["not_run"] if e["outcome"] == "not run"] for n in hosts}
+    assert {name: len(entries) for name, entries in missed.items()} == {"lab1": 0, "new-lab1": 1}
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [("suite.json", "no suite.json: what was left out cannot be known"), ("facts", "X-2: 1 not explained")],

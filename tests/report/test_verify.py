@@ -306,14 +306,16 @@ def test_the_report_of_another_version_is_vouched_for_by_its_signature(
     assert any("made by another pytest-seves" in text for text in verify(signed, None).open)
 
 
-def test_a_model_s_report_says_so(tmp_path: Path, keys: Keys) -> None:
-    """However well it is signed."""
+def test_a_model_s_report_says_so(tmp_path: Path, keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
+    """However well it is signed, its last word is that it is no qualification."""
     host = {"model": "linux-6.1", "description": "model", "facts": "lab1/facts.json"}
     root = bundles.write(tmp_path / "r" / "evidence", run=bundles.about(hosts={"lab1": host}))
     qualify.write(Bundle.open(root), tmp_path / "r", private_key(keys.private, no_passphrase))
     found = verify(tmp_path / "r", public_key(keys.public))
     assert found.status == 0
     assert "nothing in it qualifies anything: MODEL: NOT A QUALIFICATION" in found.trust
+    assert main(["verify", str(tmp_path / "r"), "--key", str(keys.public)]) == 0
+    assert capsys.readouterr().out.endswith("\nVERIFIED, MODEL: NOT A QUALIFICATION\n")
 
 
 def test_a_directory_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
