@@ -139,20 +139,20 @@ def decode_event(record: Mapping[str, Any], index: int) -> Event:
 def _decode(record: Mapping[str, Any], index: int) -> Event:
     entry = _bytes(record.get("in"))
     leave = entry if record.get("out") == "=" else _bytes(record.get("out"))
-    request = int(record["req"])
+    request = _number(record["req"])
     command = _sev_command(record["sev"], entry, leave) if record.get("sev") else None
     return Event(
         index=index,
-        time_ns=int(record["t"]),
-        duration_ns=_int_or_none(record.get("dt")),
-        tid=int(record["tid"]),
+        time_ns=_number(record["t"]),
+        duration_ns=_number_or_none(record.get("dt")),
+        tid=_number(record["tid"]),
         kind=_kind(str(record["kind"])),
-        vm=_int_or_none(record.get("vm")),
+        vm=_number_or_none(record.get("vm")),
         request=request,
-        argument=int(record["arg"]),
+        argument=_number(record["arg"]),
         input=entry,
         output=leave,
-        result=_int_or_none(record.get("ret")),
+        result=_number_or_none(record.get("ret")),
         sev=command,
         issue=_issue(record["issue"]) if record.get("issue") else None,
         rules=tuple(record.get("rules", ())),
@@ -162,8 +162,15 @@ def _decode(record: Mapping[str, Any], index: int) -> Event:
     )
 
 
-def _int_or_none(value: int | None) -> int | None:
-    return None if value is None else int(value)
+def _number(value: object) -> int:
+    """As the recorder writes them: a recording that comes with a bundle may hold anything."""
+    if not isinstance(value, int) or isinstance(value, bool) or not -(1 << 63) <= value < 1 << 64:
+        raise ValueError(f"wanted a number of 64 bits, got {str(value)[:40]!r}")
+    return value
+
+
+def _number_or_none(value: object) -> int | None:
+    return None if value is None else _number(value)
 
 
 def _kind(text: str) -> str:

@@ -260,7 +260,7 @@ Change = Callable[[Json], None]
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"host": "nobody", "evidence": []}, "'nobody', which is no host of the run"),
+        ({"host": "nobody", "evidence": []}, "'nobody' is not among"),
         ({"duration_s": float("nan")}, "duration_s: wanted seconds"),
         ({"requirement": "X-²"}, ""),
         ({"parameters": {"vcpus": [1], "policy": {"a": 1}, "init_path": 5}}, ""),
@@ -271,13 +271,13 @@ def test_results_of_the_wrong_kind(tmp_path: Path, change: Json, said: str) -> N
     """Each is named in the error, or shown for what it is; none is a traceback."""
     lines = bundles.results()
     lines[0] |= change
-    bundle = Bundle.open(bundles.write(tmp_path / "evidence", lines=lines))
+    root = bundles.write(tmp_path / "evidence", lines=lines)
     if not said:
-        qualify.write(bundle, tmp_path, None)
+        qualify.write(Bundle.open(root), tmp_path, None)
         assert verify(tmp_path, None).wrong == []
         return
     with pytest.raises(EvidenceError, match=re.escape(said)):
-        qualify.write(bundle, tmp_path, None)
+        qualify.write(Bundle.open(root), tmp_path, None)
     assert not (tmp_path / "report.html").exists()
 
 
@@ -291,9 +291,9 @@ def test_results_of_the_wrong_kind(tmp_path: Path, change: Json, said: str) -> N
 )
 def test_a_run_of_the_wrong_kind(tmp_path: Path, changes: Json, said: str) -> None:
     """Named in the error."""
-    bundle = Bundle.open(bundles.write(tmp_path / "evidence", run=bundles.about(**changes)))
+    root = bundles.write(tmp_path / "evidence", run=bundles.about(**changes))
     with pytest.raises(EvidenceError, match=said):
-        qualify.write(bundle, tmp_path, None)
+        qualify.write(Bundle.open(root), tmp_path, None)
 
 
 def test_evidence_does_not_lead_elsewhere(tmp_path: Path) -> None:
