@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from ..spec import kvm
-from . import vcpu_exposed, vcpu_fpu, vcpu_msrs, vcpu_reset
+from . import vcpu_exposed, vcpu_fpu, vcpu_lapic, vcpu_msrs, vcpu_reset
 from .cpu.exits import INVALID_STATE
 from .long_mode import valid_sregs
 from .vcpu_fpu import FpuState
@@ -65,6 +65,7 @@ class Vcpu:
         self.profile = vm.supervisor.profile
         self.cpuid = b""
         self._tsc_khz = self.profile.tsc_khz
+        self.lapic_page: bytes | None = None
         self._state: dict[int, bytes] = {}
 
     def closed(self) -> None:
@@ -155,7 +156,7 @@ class Vcpu:
 
     def _bring_back(self) -> None:
         """Registers as they are in the CPU, unless they are in a save area that nobody can read."""
-        if self.vm.machine is not None and (not self.protected or self.profile.wrong_registers_shown):
+        if self.vm.machine is not None:
             self.vm.machine.bring_back(self)
 
     def set_regs(self, call: Call) -> int:
@@ -300,22 +301,6 @@ class Vcpu:
         fields = kvm.ENABLE_CAP.decode(self.memory.read(call.argument, kvm.ENABLE_CAP.size))
         return 0 if self.profile.capabilities.get(fields["cap"]) else -errno.EINVAL
 
-    def needs_lapic(self, call: Call) -> int:
-        """KVM_SET_LAPIC, kept as given."""
-        if not self.vm.in_kernel_lapic:
-            return -errno.EINVAL
-        if self.vm.machine is not None:
-            self.vm.machine.reset_lapic(self)
-        return self.keep(call)
-
-    def get_lapic(self, call: Call) -> int:
-        """KVM_GET_LAPIC."""
-        if not self.vm.in_kernel_lapic:
-            return -errno.EINVAL
-        lapic = self._state.get(kvm.KVM_SET_LAPIC) or vcpu_reset.lapic(self.identifier)
-        self.memory.write(call.argument, lapic)
-        return 0
-
     def keep(self, call: Call) -> int:
         """Keep the argument structure for the request that reads it back."""
         self._state[call.request] = self.memory.read(call.argument, call.size) if call.size else b""
@@ -379,8 +364,8 @@ Vcpu.requests = {
     kvm.KVM_GET_MP_STATE: Vcpu.get_mp_state,
     kvm.KVM_SET_MP_STATE: Vcpu.set_mp_state,
     kvm.KVM_ENABLE_CAP: Vcpu.enable_capability,
-    kvm.KVM_SET_LAPIC: Vcpu.needs_lapic,
-    kvm.KVM_GET_LAPIC: Vcpu.get_lapic,
+    kvm.KVM_SET_LAPIC: vcpu_lapic.set_lapic,
+    kvm.KVM_GET_LAPIC: vcpu_lapic.get_lapic,
     kvm.KVM_SET_VCPU_EVENTS: Vcpu.keep,
     kvm.KVM_GET_VCPU_EVENTS: Vcpu.get_events,
     kvm.KVM_GET_NESTED_STATE: Vcpu.get_nested_state,

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A VM descriptor: Linux 6.1 virt/kvm/kvm_main.c kvm_vm_ioctl() and x86.c kvm_arch_vm_ioctl().
 
-Interrupt lines and messages reach the local APICs of a guest that executes; routing, timer and the state
-of the controllers are kept as they are told and given back.
+Interrupt controllers and timer are those of irqchip.py.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from ..spec import kvm
+from .irqchip import Irqchip, message_of
 from .kvm_vcpu import Vcpu
 from .sev_guest import SevGuest
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _CHIP_SIZE = 512
 _CHIPS = 3  # PIC master, PIC slave, IOAPIC
-_PIT_PIN = 2  # the default route of GSI 0
+_ROUTES = 4096  # KVM_MAX_IRQ_ROUTES
 _CLOCK = struct.Struct("<QII Q Q 16x")
 _CAP_USER_MEMORY2 = 231
 _MEM_LOG_DIRTY_PAGES = 1 << 0
@@ -45,9 +45,8 @@ class Vm:
         self.machine: Machine | None = None
         self.slots: dict[int, tuple[int, int, int, int]] = {}
         self.in_kernel_lapic = False
+        self.irqchip = Irqchip()
         self._irqchip = False
-        self._state: dict[int, bytes] = {}
-        self._chips = [bytes(_CHIP_SIZE)] * _CHIPS
         self._pit = False
 
     def closed(self) -> None:
@@ -133,6 +132,7 @@ class Vm:
         if self.vcpus:
             return -errno.EINVAL
         self.in_kernel_lapic = self._irqchip = True
+        self.irqchip.use_default_routes()
         return 0
 
     def create_pit(self, call: Call) -> int:
@@ -221,7 +221,7 @@ class Vm:
             return -errno.ENXIO
         if chip >= _CHIPS:
             return -errno.EINVAL
-        self.supervisor.memory.write(call.argument + 8, self._chips[chip])
+        self.supervisor.memory.write(call.argument + 8, self.irqchip.chip_state(chip))
         return 0
 
     def set_irqchip(self, call: Call) -> int:
@@ -232,7 +232,7 @@ class Vm:
             return -errno.ENXIO
         if chip >= _CHIPS:
             return -errno.EINVAL
-        self._chips[chip] = raw[8:]
+        self.irqchip.restore_chip(chip, raw[8:])
         return 0
 
     def irq_line(self, call: Call) -> int:
@@ -240,18 +240,24 @@ class Vm:
         gsi, level = struct.unpack("<II", self.supervisor.memory.read(call.argument, 8))
         if not self.in_kernel_lapic:
             return -errno.ENXIO
-        if self.machine is not None and self._irqchip:
-            self.machine.devices.set_line(gsi or _PIT_PIN, bool(level))
+        taken = self.irqchip.set_line(gsi, bool(level & 1))
         if call.request == kvm.KVM_IRQ_LINE_STATUS:
-            self.supervisor.memory.write(call.argument, struct.pack("<i", 1))
+            self.supervisor.memory.write(call.argument, struct.pack("<i", taken))
         return 0
+
+    def set_routing(self, call: Call) -> int:
+        """KVM_SET_GSI_ROUTING."""
+        count, flags = struct.unpack("<II", self.supervisor.memory.read(call.argument, 8))
+        if not self.in_kernel_lapic or flags or count > _ROUTES:
+            return -errno.EINVAL
+        return self.irqchip.set_routes(self.supervisor.memory.read(call.argument + 8, 48 * count))
 
     def signal_msi(self, call: Call) -> int:
         """KVM_SIGNAL_MSI: how many local APICs took it."""
         low, high, data = struct.unpack_from("<III", self.supervisor.memory.read(call.argument, call.size))
         if not self.in_kernel_lapic:
             return -errno.EINVAL
-        return self.machine.devices.message(high << 32 | low, data) if self.machine is not None else 0
+        return self.irqchip.deliver(message_of(high << 32 | low, data))
 
     def set_boot_cpu(self, _: Call) -> int:
         """KVM_SET_BOOT_CPU_ID."""
@@ -272,7 +278,7 @@ class Vm:
         """KVM_GET_PIT2."""
         if not self._pit:
             return -errno.ENXIO
-        self.supervisor.memory.write(call.argument, self._state.get(kvm.KVM_SET_PIT2, bytes(call.size)))
+        self.supervisor.memory.write(call.argument, self.irqchip.pit.state())
         return 0
 
     def set_pit(self, call: Call) -> int:
@@ -280,7 +286,7 @@ class Vm:
         raw = self.supervisor.memory.read(call.argument, call.size)
         if not self._pit:
             return -errno.ENXIO
-        self._state[kvm.KVM_SET_PIT2] = raw
+        self.irqchip.pit.restore(raw, self.machine.now_ns if self.machine is not None else 0)
         return 0
 
     # SEV
@@ -320,6 +326,7 @@ Vm.requests = {
     kvm.KVM_IRQ_LINE: Vm.irq_line,
     kvm.KVM_IRQ_LINE_STATUS: Vm.irq_line,
     kvm.KVM_SIGNAL_MSI: Vm.signal_msi,
+    kvm.KVM_SET_GSI_ROUTING: Vm.set_routing,
     kvm.KVM_SET_BOOT_CPU_ID: Vm.set_boot_cpu,
     kvm.KVM_GET_CLOCK: Vm.get_clock,
     kvm.KVM_GET_PIT2: Vm.get_pit,
@@ -333,7 +340,6 @@ Vm.requests = {
             kvm.KVM_SET_IDENTITY_MAP_ADDR,
             kvm.KVM_REGISTER_COALESCED_MMIO,
             kvm.KVM_UNREGISTER_COALESCED_MMIO,
-            kvm.KVM_SET_GSI_ROUTING,
             kvm.KVM_IRQFD,
             kvm.KVM_IOEVENTFD,
             kvm.KVM_SET_CLOCK,

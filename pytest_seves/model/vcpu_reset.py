@@ -56,4 +56,6 @@ def lapic(identifier: int) -> bytes:
     struct.pack_into("<I", page, 0xF0, 0xFF)
     for register in range(0x320, 0x380, 0x10):
         struct.pack_into("<I", page, register, 0x10000)
+    if identifier == 0:
+        struct.pack_into("<I", page, 0x350, 0x700)  # LINT0 takes the PICs' interrupts
     return bytes(page)

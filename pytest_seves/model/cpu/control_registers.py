@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Moves to and from control registers, and EFER: intercepted because the meaning of addresses hangs on them.
+"""Moves to control registers, and EFER: intercepted because the meaning of addresses hangs on them.
 
-For a SEV-ES guest they stand for the write traps by which KVM follows CR0, CR4, CR8 and EFER.
+64-bit code cannot change what addresses mean: there a write of CR0 or CR4 executes; undone if it has tried.
+CR8 is the engine's own, and a write of it is intercepted only while TPR holds an interrupt back.
+For a SEV-ES guest all of them stand for the write traps by which KVM follows CR0, CR4, CR8 and EFER.
 Sources: AMD64 Architecture Programmer's Manual volume 2 (24593), 3.1 and 15.35.6; Linux svm.c cr_trap().
 """
 
@@ -14,7 +16,7 @@ from ...spec import kvm
 from . import events
 from .instructions import control_access
 from .lapic import TPR
-from .layout import EFER_LMA, EFER_LME, EFER_NXE, EFER_SVME, HF_CS64, RAX, RDX
+from .layout import EFER_LMA, EFER_LME, EFER_NXE, EFER_SVME, HF_CS32, HF_CS64, RAX, RDX
 from .virtual_memory import CR0_PG, CR4_PAE
 
 if TYPE_CHECKING:
@@ -38,8 +40,6 @@ def access(cpu: Processor) -> None:
         legal = _write_cr0(cpu, state.cr[0] & ~_CR0_TS)
     elif found.kind == "lmsw":
         legal = _write_cr0(cpu, state.cr[0] & ~0xE | value & 0xF)
-    elif found.kind == "read":
-        state.regs[found.register] = cpu.lapic.registers.get(TPR, 0) >> 4
     elif found.control == 8:
         cpu.write_lapic(TPR, (value & 0xF) << 4)
     elif found.control == 4:
@@ -51,6 +51,17 @@ def access(cpu: Processor) -> None:
     return cpu.advance(found.length)
 
 
+def trap(cpu: Processor) -> None:
+    """64-bit code has cleared CR0.PE, CR0.PG or CR4.PAE, which is a fault: undo it."""
+    state, control = cpu.state, cpu.engine.control
+    cpu.engine.write_register("CR4", control.kept_cr4)
+    cpu.engine.write_register("CR0", control.kept_cr0)
+    state.hflags |= HF_CS64 | HF_CS32
+    cpu.engine.flush_tlb()
+    state.eip = control.kept_eip
+    return cpu.machine.events.deliver(events.GENERAL_PROTECTION, 0)
+
+
 def _write_cr0(cpu: Processor, value: int) -> bool:
     turned_on = value & ~cpu.state.cr[0] & CR0_PG
     if value & CR0_PG and not value & _CR0_PE:
@@ -60,7 +71,7 @@ def _write_cr0(cpu: Processor, value: int) -> bool:
     cpu.engine.write_register("CR0", value & 0xFFFFFFFF | _CR0_ET)
     cpu.engine.flush_tlb()
     cpu.select_paging()
-    _track(cpu, cr0=value | _CR0_ET)
+    track(cpu, cr0=value | _CR0_ET)
     return True
 
 
@@ -68,10 +79,10 @@ def _write_cr4(cpu: Processor, value: int) -> None:
     cpu.engine.write_register("CR4", value)
     cpu.engine.flush_tlb()
     cpu.select_paging()
-    _track(cpu, cr4=value)
+    track(cpu, cr4=value)
 
 
-def _track(cpu: Processor, **written: int) -> None:
+def track(cpu: Processor, **written: int) -> None:
     """KVM's own copies."""
     fields = {**written, "efer": cpu.state.efer & ~EFER_SVME}
     sregs = bytearray(cpu.vcpu.sregs)
@@ -91,7 +102,7 @@ def efer(cpu: Processor, write: bool) -> None:
         return cpu.machine.events.deliver(events.GENERAL_PROTECTION, 0)
     state.efer = value & _EFER_KNOWN | EFER_SVME | state.efer & EFER_LMA
     cpu.engine.flush_tlb()
-    _track(cpu)
+    track(cpu)
     return cpu.advance(2)
 
 

@@ -17,11 +17,26 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from . import vmcb
-from .layout import CS, HF_CS64, HF_IOBPT, RAX, RCX, RDI, RSI, State, array_at, find_state, peek
+from .binding import EngineUnavailable as EngineUnavailable
+from .binding import not_as_it_was, open_engine, register, unicorn_error
+from .layout import (
+    CS,
+    EFER_LMA,
+    EFER_LME,
+    EFER_NXE,
+    EFER_SVME,
+    HF_CS64,
+    HF_IOBPT,
+    RAX,
+    RCX,
+    RDI,
+    RSI,
+    State,
+    array_at,
+    find_state,
+    peek,
+)
 from .native import NO_EXIT, Hooks
-
-#: The hidden state's layout and the intercepts' behaviour are this release's.
-UNICORN_RELEASE = "2.1.4"
 
 # The engine's own physical memory. Guest memory is placed elsewhere by nested page tables.
 PRIVATE_BASE = 0x70_0000_0000
@@ -37,14 +52,15 @@ _ERROR_AFTER_PAT = 104
 _SOFTWARE_AFTER_PAT = 108  # exception_is_int
 _VIRQ = 0x100  # CPU_INTERRUPT_VIRQ
 _BEFORE_STATE = 0x10000
-_IO_BREAKPOINT = 0x20402  # DR7: breakpoint 0 on I/O
+_AFTER_STATE = 0x4000
+_INSTRUCTIONS = sum(1 << code - 0x60 for code in vmcb.INSTRUCTIONS)
+_WRITE_TRAP = 0x100 + vmcb.CR0_WRITE_TRAP
+_CR8 = 1 << 8
+_MAGIC_CR, _MAGIC_DR, _MAGIC_TPR = 0x5A3C_A5C3, 0x3C5A_C3A5, 0xA
+_HOST_EFER = EFER_SVME | EFER_NXE | EFER_LMA | EFER_LME
 _MSR_EFER, _MSR_HSAVE = 0xC0000080, 0xC0010117
 #: Not intercepted: the guest reaches these registers by itself.
 _PASSED_THROUGH = (0x174, 0x175, 0x176, 0x277, *range(0xC0000081, 0xC0000085), *range(0xC0000100, 0xC0000103))
-
-
-class EngineUnavailable(RuntimeError):
-    """Guest code cannot execute here; the text says why and what to do."""
 
 
 class EngineFailure(Exception):
@@ -63,21 +79,22 @@ class PortAccess(NamedTuple):
 class Engine:
     """One VM's CPU.
 
+    :ivar task_priority: TPR bits 7 to 4 of the current vCPU, as CR8 has them.
+
     :raise EngineUnavailable: unicorn is missing, of another release, or not as it was.
     """
 
     def __init__(self) -> None:
-        self.uc: Any = _open()
+        self.uc: Any = open_engine()
         self._memory = mmap.mmap(-1, PRIVATE_SIZE)
         self._anchors: list[Any] = []
         self.map(PRIVATE_BASE, self._memory)
         self._find_hidden_state()
         self._hooks = self._add_hooks()
         self.control = self._hooks.control
-        self._io: tuple[tuple[int, ...], int, int, int | None] | None = None
         self._prepare_host()
         self._host = self.uc.context_save()
-        self._find_interrupt_request()
+        self._find_svm_state()
 
     # Running
 
@@ -90,18 +107,21 @@ class Engine:
         control.budget, control.number = budget, NO_EXIT
         state.hflags |= HF_IOBPT
         self._software_interrupt.value = 0  # else unicorn takes its return address for the next exit's RIP
-        try:
-            self.uc.emu_start(state.eip, _NEVER)
-        except self._error_type as error:
-            raise EngineFailure(f"at {state.eip:#x}: {error}") from None
-        if control.number == NO_EXIT:
-            control.budget += 1  # the block that did not fit has not executed
-            mask = (1 << 64) - 1 if state.hflags & HF_CS64 else 0xFFFFFFFF
-            state.eip = control.address - state.segs[CS].base & mask
-            return None
-        if control.number < 0x100:
-            return -control.number  # INT n, which has executed
-        return control.number - 0x100
+        self.uc._hook_exception = None
+        status = self._start(self._handle, state.eip, _NEVER, 0, 0)
+        if status:
+            raise EngineFailure(f"at {state.eip:#x}: {self._error_type(status)}")
+        if self.uc._hook_exception is not None:  # of a window's access
+            raise self.uc._hook_exception
+        number = control.number
+        if number >= 0x100 and number != _WRITE_TRAP:
+            return number - 0x100
+        if number not in (NO_EXIT, _WRITE_TRAP):
+            return -number  # INT n, which has executed
+        control.budget += 1  # the block that did not fit has not executed
+        mask = (1 << 64) - 1 if state.hflags & HF_CS64 else 0xFFFFFFFF
+        state.eip = control.address - state.segs[CS].base & mask
+        return None if number == NO_EXIT else vmcb.CR0_WRITE_TRAP
 
     def used(self, budget: int) -> int:
         """Blocks executed by the last run."""
@@ -109,19 +129,15 @@ class Engine:
 
     def taken_back(self) -> PortAccess | None:
         """The port access that this #DB followed, undone; None for any other #DB."""
-        if self._io is None:
+        control, state = self.control, self.state
+        if not control.kind:
             return None
-        (eip, rax, rsi, rdi, rcx, dr0, dr7), port, size, value = self._io
-        self._io = None
-        state = self.state
-        access = PortAccess(port, size, value, state.eip - eip)
-        state.eip, state.regs[RAX], state.regs[RSI], state.regs[RDI], state.regs[RCX] = (
-            eip,
-            rax,
-            rsi,
-            rdi,
-            rcx,
-        )
+        eip, rax, rsi, rdi, rcx, dr0, dr7 = control.kept
+        value = None if control.kind == 1 else control.value
+        control.kind = 0
+        access = PortAccess(control.port, control.size, value, state.eip - eip)
+        regs = state.regs
+        state.eip, regs[RAX], regs[RSI], regs[RDI], regs[RCX] = eip, rax, rsi, rdi, rcx
         self.debug[0], self.debug[7] = dr0, dr7
         return access
 
@@ -140,9 +156,14 @@ class Engine:
         value = self._request.value & ~_VIRQ
         self._request.value = value | (_VIRQ if wanted else 0)
 
+    def watch_task_priority(self, wanted: bool) -> None:
+        """Exit at a write of CR8, which otherwise changes :attr:`task_priority` alone."""
+        if bool(self._cr_writes.value & _CR8) != wanted:
+            self._cr_writes.value ^= _CR8
+
     def flush_tlb(self) -> None:
         """Forget translations, after a change of page tables or of vCPU."""
-        self.uc.ctl(self._tlb_flush, 1)
+        self._control(self._handle, self._tlb_flush)
 
     # Switching
 
@@ -167,9 +188,8 @@ class Engine:
         self.restore(self._host)
         memory = self._memory
         memory[0:0x1000] = bytes(0x1000)
-        instructions = sum(1 << code - 0x60 for code in vmcb.INSTRUCTIONS)
         struct.pack_into("<II", memory, vmcb.INTERCEPT_CR, intercepts["cr"], intercepts["dr"])
-        struct.pack_into("<IQ", memory, vmcb.INTERCEPT_EXCEPTIONS, 0xFFFFFFFF, instructions)
+        struct.pack_into("<IQ", memory, vmcb.INTERCEPT_EXCEPTIONS, 0xFFFFFFFF, _INSTRUCTIONS)
         struct.pack_into("<QQ", memory, vmcb.IOPM_BASE, _IOPM, _MSRPM)
         struct.pack_into("<II", memory, vmcb.GUEST_ASID, 1, 0)
         int_ctl = vmcb.V_IGNORE_TPR | vmcb.V_INTR_MASKING | values.get("v_irq", 0)
@@ -221,17 +241,28 @@ class Engine:
 
     def forget_code(self, address: int, size: int) -> None:
         """Memory was changed from outside: translate it anew."""
-        self.uc.ctl_remove_cache(address, address + size)
+        self._control(self._handle, self._remove, ctypes.c_uint64(address), ctypes.c_uint64(address + size))
 
     # Registers that unicorn does not keep as they are read
 
+    @property
+    def flags(self) -> int:
+        """RFLAGS, whose arithmetic bits unicorn keeps elsewhere until asked."""
+        self._read(self._handle, self._eflags, self._flags_at)
+        return self._flags.value
+
+    @flags.setter
+    def flags(self, value: int) -> None:
+        self._flags.value = value
+        self._write(self._handle, self._eflags, self._flags_at)
+
     def write_register(self, name: str, value: Any) -> None:
         """By unicorn's name for it."""
-        self.uc.reg_write(_register(name), value)
+        self.uc.reg_write(register(name), value)
 
     def read_register(self, name: str) -> int:
         """By unicorn's name for it."""
-        return int(self.uc.reg_read(_register(name)))
+        return int(self.uc.reg_read(register(name)))
 
     # Setting up
 
@@ -241,24 +272,21 @@ class Engine:
             self.write_register(name, value)
         address = find_state(int(self.uc._uch.value), struct.pack("<4Q", *magic))
         if address is None:
-            raise EngineUnavailable(_not_as_it_was("the CPU's state was not found"))
+            raise EngineUnavailable(not_as_it_was("the CPU's state was not found"))
         self.state = array_at(State, address)
         self._address = address
-        self.write_register("MSR", (_MSR_EFER, 0x1500))
+        self.write_register("MSR", (_MSR_EFER, _HOST_EFER))
         self.write_register("CR4", 0x220)
-        if (self.state.efer, self.state.cr[4]) != (0x1500, 0x220):
-            raise EngineUnavailable(_not_as_it_was("EFER and CR4 are elsewhere"))
+        if (self.state.efer, self.state.cr[4]) != (_HOST_EFER, 0x220):
+            raise EngineUnavailable(not_as_it_was("EFER and CR4 are elsewhere"))
         pat = peek(address, 0x4000).find(struct.pack("<Q", _PAT_RESET))
         self.debug = array_at(ctypes.c_uint64 * 8, address + pat + _DR_AFTER_PAT)
         self._error = array_at(ctypes.c_uint32, address + pat + _ERROR_AFTER_PAT)
         self._software_interrupt = array_at(ctypes.c_uint32, address + pat + _SOFTWARE_AFTER_PAT)
         if pat < 0 or self.debug[6] != 0xFFFF0FF0 or self.debug[7] != 0x400:
-            raise EngineUnavailable(_not_as_it_was("the debug registers are elsewhere"))
+            raise EngineUnavailable(not_as_it_was("the debug registers are elsewhere"))
 
     def _prepare_host(self) -> None:
-        from unicorn.unicorn_const import UC_CTL_TLB_FLUSH
-
-        self._tlb_flush = UC_CTL_TLB_FLUSH
         self._error_type: type[Exception] = unicorn_error()
         self.uc.ctl_exits_enabled(True)  # else `until` is translated through the guest's page tables
         self.write_register("MSR", (_MSR_HSAVE, _HOST_SAVE))
@@ -277,97 +305,64 @@ class Engine:
 
         hooks = Hooks(ctypes.cast(uclib.uc_emu_stop, ctypes.c_void_p).value or 0)
         functions = {
-            c.UC_HOOK_BLOCK: hooks.block,
-            c.UC_HOOK_INTR: hooks.interrupt,
-            c.UC_HOOK_INSN_INVALID: hooks.invalid,
+            "block": (c.UC_HOOK_BLOCK,),
+            "interrupt": (c.UC_HOOK_INTR,),
+            "invalid": (c.UC_HOOK_INSN_INVALID,),
+            # unicorn lacks the I/O intercept: the access happens, a breakpoint stops after it, it is undone
+            "in": (c.UC_HOOK_INSN, x86.UC_X86_INS_IN),
+            "out": (c.UC_HOOK_INSN, x86.UC_X86_INS_OUT),
         }
-        for kind, function in functions.items():
+        for name, (kind, *instruction) in functions.items():
             handle = ctypes.c_size_t()
-            everywhere = (ctypes.c_uint64(1), ctypes.c_uint64(0))
-            arguments = (ctypes.c_void_p(function), ctypes.c_void_p(hooks.control_address), *everywhere)
-            status = uclib.uc_hook_add(self.uc._uch, ctypes.byref(handle), kind, *arguments)
+            function, control = ctypes.c_void_p(hooks.functions[name]), ctypes.c_void_p(hooks.control_address)
+            where = (ctypes.c_uint64(1), ctypes.c_uint64(0), *map(ctypes.c_int, instruction))
+            status = uclib.uc_hook_add(self.uc._uch, ctypes.byref(handle), kind, function, control, *where)
             if status:
-                raise EngineUnavailable(_not_as_it_was(f"a hook was refused ({status})"))
-        self.uc.hook_add(c.UC_HOOK_INSN, self._in, None, 1, 0, x86.UC_X86_INS_IN)
-        self.uc.hook_add(c.UC_HOOK_INSN, self._out, None, 1, 0, x86.UC_X86_INS_OUT)
+                raise EngineUnavailable(not_as_it_was(f"a hook was refused ({status})"))
+        self._start, self._handle = uclib.uc_emu_start, self.uc._uch
+        self._control = uclib.uc_ctl
+        self._tlb_flush = c.UC_CTL_IO_WRITE << 30 | c.UC_CTL_TLB_FLUSH
+        self._remove = c.UC_CTL_IO_WRITE << 30 | 2 << 26 | c.UC_CTL_TB_REMOVE_CACHE
+        self._read, self._write = uclib.uc_reg_read, uclib.uc_reg_write
+        self._eflags, self._flags = register("EFLAGS"), ctypes.c_uint64()
+        self._flags_at = ctypes.byref(self._flags)
+        hooks.control.state = self._address
+        hooks.control.debug, hooks.control.error = ctypes.addressof(self.debug), ctypes.addressof(self._error)
         return hooks
 
-    # unicorn lacks the I/O intercept: let the access happen, have an I/O breakpoint stop after it, undo it.
-
-    def _arm(self, port: int, size: int, value: int | None) -> None:
-        state, debug = self.state, self.debug
-        kept = (*(state.regs[r] for r in (RAX, RSI, RDI, RCX)), debug[0], debug[7])
-        self._io = ((state.eip, *kept), port, size, value)
-        debug[0], debug[7] = port, _IO_BREAKPOINT
-
-    def _in(self, _: object, port: int, size: int, __: object) -> int:
-        self._arm(port, size, None)
-        return 0
-
-    def _out(self, _: object, port: int, size: int, value: int, __: object) -> None:
-        self._arm(port, size, value)
-
-    def _find_interrupt_request(self) -> None:
-        """CPUState.interrupt_request: a VMRUN with V_IRQ pending sets a bit there."""
+    def _find_svm_state(self) -> None:
+        """What a VMRUN sets: a bit of CPUState.interrupt_request, the intercepts, the virtual TPR."""
         start = self._address - _BEFORE_STATE
         before = peek(start, _BEFORE_STATE)
         self._request = array_at(ctypes.c_uint32, self._address - 4)  # until found
         segment = {"selector": 0, "attrib": 0x93, "limit": 0xFFFF, "base": 0}
         values: dict[str, Any] = dict.fromkeys(vmcb.SAVED, 0)
-        values.update(dict.fromkeys(vmcb.SEGMENTS, segment), cpl=0, v_irq=vmcb.V_IRQ, efer=0x1000, rflags=2)
+        values.update(dict.fromkeys(vmcb.SEGMENTS, segment), cpl=0, efer=0x1000, rflags=2)
+        values.update(v_irq=vmcb.V_IRQ | _MAGIC_TPR)
         values.update(cs={**segment, "attrib": 0x9B}, cr0=0x10, g_pat=_PAT_RESET)
         values.update(dict.fromkeys(("rcx", "rdx", "rbx", "rbp", "rsi", "rdi"), 0))
         values.update({f"r{index}": 0 for index in range(8, 16)})
-        self.enter(TABLES, values, {"cr": 0, "dr": 0})
+        self.enter(TABLES, values, {"cr": _MAGIC_CR, "dr": _MAGIC_DR})
         self.run(100)  # ends at once: nothing is mapped, so the first fetch is a nested page fault
         after = peek(start, _BEFORE_STATE)
         pairs = zip(struct.iter_unpack("<I", before), struct.iter_unpack("<I", after), strict=True)
         found = [4 * index for index, ((old,), (new,)) in enumerate(pairs) if old == 0 and new == _VIRQ]
         if len(found) != 1:
-            raise EngineUnavailable(_not_as_it_was("interrupt requests are elsewhere"))
+            raise EngineUnavailable(not_as_it_was("interrupt requests are elsewhere"))
         self._request = array_at(ctypes.c_uint32, start + found[0])
         self._request.value = 0
         self.control.request = start + found[0]
+        self._find_intercepts(peek(self._address, _AFTER_STATE))
 
-
-def unicorn_error() -> type[Exception]:
-    """What emulation raises."""
-    from unicorn.unicorn_py3 import unicorn as binding
-
-    error: type[Exception] = binding.UcError
-    return error
-
-
-def _register(name: str) -> int:
-    from unicorn import x86_const
-
-    return int(getattr(x86_const, f"UC_X86_REG_{name}"))
-
-
-def _not_as_it_was(what: str) -> str:
-    return (
-        f"unicorn {UNICORN_RELEASE} is not as this model knows it: {what}. Install the wheel that"
-        " pyproject.toml names, or start the model with :execute=N"
-    )
-
-
-def _open() -> Any:
-    try:
-        import unicorn as package
-    except ImportError as error:
-        raise EngineUnavailable(
-            f"guest code needs unicorn {UNICORN_RELEASE} ({error}): pip install 'pytest-seves[model]', or"
-            " start the model with :execute=N"
-        ) from None
-    unicorn: Any = package
-    if unicorn.__version__ != UNICORN_RELEASE:
-        raise EngineUnavailable(
-            f"guest code needs unicorn {UNICORN_RELEASE}, here is {unicorn.__version__}: its hidden state may"
-            " lie elsewhere. pip install 'pytest-seves[model]', or start the model with :execute=N"
-        )
-    uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
-    uc.ctl_set_cpu_model(unicorn.x86_const.UC_CPU_X86_EPYC)
-    return uc
+    def _find_intercepts(self, state: bytes) -> None:
+        words = struct.pack("<QIII", _INSTRUCTIONS, _MAGIC_CR, _MAGIC_DR, 0xFFFFFFFF)
+        at = state.find(words)
+        tail = at + len(words) + 4  # alignment; then nested_cr3, nested_pg_mode, v_tpr
+        if at < 0 or struct.unpack_from("<Q", state, tail)[0] != TABLES or state[tail + 12] != _MAGIC_TPR:
+            raise EngineUnavailable(not_as_it_was("SVM intercepts are elsewhere"))
+        self._cr_writes = array_at(ctypes.c_uint16, self._address + at + 10)
+        self.control.cr_writes = self._address + at + 10
+        self.task_priority = array_at(ctypes.c_uint8, self._address + tail + 12)
 
 
 def check() -> None:

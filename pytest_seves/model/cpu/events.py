@@ -62,12 +62,12 @@ class Events:
 
     @property
     def flags(self) -> int:
-        """RFLAGS, whose arithmetic bits unicorn keeps elsewhere until asked."""
-        return self._engine.read_register("EFLAGS")
+        """RFLAGS."""
+        return self._engine.flags
 
     @flags.setter
     def flags(self, value: int) -> None:
-        self._engine.write_register("EFLAGS", value)
+        self._engine.flags = value
 
     @property
     def interruptible(self) -> bool:
@@ -202,8 +202,10 @@ class Events:
 
     def _enter(self, selector: int, code: int, offset: int, cpl: int) -> None:
         state = self._state
-        load_segment(state, CS, selector, _base(code), _limit(code), code >> 32)
-        state.hflags = state.hflags & ~HF_CPL | cpl
+        segment = state.segs[CS]
+        if (segment.selector, segment.flags) != (selector, code >> 32) or not state.hflags & HF_CS64:
+            load_segment(state, CS, selector, _base(code), _limit(code), code >> 32)
+            state.hflags = state.hflags & ~HF_CPL | cpl
         state.eip = offset
 
 

@@ -7,6 +7,7 @@ sev_es_validate_vmgexit(), setup_vmgexit_scratch(), sev_vcpu_deliver_sipi_vector
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
@@ -43,7 +44,11 @@ _NEEDED: Mapping[int, tuple[int, ...]] = {
 }
 _VERSION_2 = (spec.HV_FEATURES, spec.TERMINATE, spec.AP_CREATION, spec.PSC, 0x80000011, 0x80000012)
 _SNP_ONLY = (spec.AP_CREATION, spec.PSC, 0x80000011, 0x80000012)
+#: In the order of kvm_regs.
 _EXCHANGED = {"rax": spec.RAX, "rbx": spec.RBX, "rcx": spec.RCX, "rdx": spec.RDX, "rsi": spec.RSI}
+_SHOWN = struct.Struct("<5Q96xQ")  # kvm_regs, and RFLAGS at its end
+_EXIT = struct.Struct("<4Q")  # SW_EXITCODE, SW_EXITINFO1, SW_EXITINFO2, SW_SCRATCH
+_ANSWER = range(spec.RAX, spec.VALID_BITMAP + 16)
 
 
 class _Refused(Exception):
@@ -70,6 +75,8 @@ class Ghcb:
         self._registers: dict[str, int] = dict.fromkeys(_EXCHANGED, 0)
         self._hold = 0
         self._page: int | None = None
+        self._known_page: int | None = None
+        self._answers: dict[int, int] = {}
 
     def vmgexit(self) -> exits.Handling | None:
         """The guest asks."""
@@ -128,7 +135,8 @@ class Ghcb:
     def woken(self) -> None:
         """A SIPI ends the reset hold."""
         if self._hold == _NAE and self._page is not None:
-            self._set(self._page, spec.SW_EXITINFO2, 1)
+            self._answers = {spec.SW_EXITINFO2: 1}
+            self._write_back()
         elif self._hold == _MSR_PROTOCOL:
             self.msr = 1 << _RESULT_SHIFT | spec.AP_RESET_HOLD_RESPONSE
         self._hold = 0
@@ -139,18 +147,18 @@ class Ghcb:
         page = self._page = self.msr & -PAGE
         self._hold = 0
         raw = self._memory.host_read(page, PAGE)
-        number = {
-            at: int.from_bytes(raw[at : at + 8], "little") for at in (*_EXCHANGED.values(), spec.SW_SCRATCH)
+        if page != self._known_page:
+            self._known_page = page
+            self._memory.expect_no_code(page)
+        code, one, two, scratch = _EXIT.unpack_from(raw, spec.SW_EXITCODE)
+        self._valid = valid = int.from_bytes(raw[spec.VALID_BITMAP : spec.VALID_BITMAP + 16], "little")
+        self._registers = {
+            name: int.from_bytes(raw[at : at + 8], "little") if valid >> at // 8 & 1 else 0
+            for name, at in _EXCHANGED.items()
         }
-        code, one, two = (
-            int.from_bytes(raw[at : at + 8], "little")
-            for at in (spec.SW_EXITCODE, spec.SW_EXITINFO1, spec.SW_EXITINFO2)
-        )
-        self._valid = int.from_bytes(raw[spec.VALID_BITMAP : spec.VALID_BITMAP + 16], "little")
-        self._registers = {name: number[at] if self._has(at) else 0 for name, at in _EXCHANGED.items()}
-        self._scratch = number[spec.SW_SCRATCH] if self._has(spec.SW_SCRATCH) else 0
+        self._scratch = scratch if self._has(spec.SW_SCRATCH) else 0
         self._show_registers()
-        self._memory.host_write(page + spec.VALID_BITMAP, bytes(16))
+        self._answers = {}
         usage = int.from_bytes(raw[spec.GHCB_USAGE : spec.GHCB_USAGE + 4], "little")
         try:
             self._validate(usage, code, one)
@@ -165,8 +173,9 @@ class Ghcb:
         except NotMemory:
             return _exit_to_vmm(exits.INVALID)
         if result is None:
-            self._finish()
+            self._finish(bytes(16))
             return None
+        self._write_back(bytes(16))
         return self._finish_after(result)
 
     def _has(self, at: int) -> bool:
@@ -175,8 +184,11 @@ class Ghcb:
     def _show_registers(self) -> None:
         """KVM's own copies are cleared, RIP included, and filled from the page: KVM_GET_REGS shows them."""
         all_shown = self._processor.vcpu.profile.wrong_ghcb_registers
-        registers = start.general(self._processor.engine) if all_shown else self._registers
-        self._processor.vcpu.regs = kvm.REGS.encode(**registers, rflags=2)
+        if all_shown:
+            shown = kvm.REGS.encode(**start.general(self._processor.engine), rflags=2)
+        else:
+            shown = _SHOWN.pack(*self._registers.values(), 2)
+        self._processor.vcpu.regs = shown
 
     def _validate(self, usage: int, code: int, one: int) -> None:
         if usage:
@@ -200,23 +212,28 @@ class Ghcb:
             raise _Refused(spec.ERROR_MISSING_INPUT)
 
     def _answer(self, one: int, two: int) -> None:
-        page = self._page or 0
-        self._set(page, spec.SW_EXITINFO1, one)
-        self._set(page, spec.SW_EXITINFO2, two)
+        self._answers[spec.SW_EXITINFO1], self._answers[spec.SW_EXITINFO2] = one, two
 
-    def _set(self, page: int, at: int, value: int) -> None:
-        """Write a field and mark it valid."""
-        self._memory.host_write(page + at, (value & (1 << 64) - 1).to_bytes(8, "little"))
-        place = page + spec.VALID_BITMAP + at // 64
-        bits = self._memory.host_read(place, 1)[0] | 1 << at // 8 % 8
-        self._memory.host_write(place, bytes([bits]))
+    def _write_back(self, valid: bytes | None = None) -> None:
+        """Write the answers, and mark them valid beside what is (`valid`: what was marked until now)."""
+        start = (self._page or 0) + _ANSWER.start
+        area = bytearray(self._memory.host_read(start, _ANSWER.stop - _ANSWER.start))
+        bitmap = spec.VALID_BITMAP - _ANSWER.start
+        if valid is not None:
+            area[bitmap : bitmap + 16] = valid
+        for at, value in self._answers.items():
+            struct.pack_into("<Q", area, at - _ANSWER.start, value & (1 << 64) - 1)
+            area[bitmap + at // 64] |= 1 << at // 8 % 8
+        self._answers = {}
+        self._memory.host_write(start, bytes(area))
 
-    def _finish(self) -> None:
+    def _finish(self, valid: bytes | None = None) -> None:
         """sev_es_sync_to_ghcb(): the four registers go back, whether the event changed them or not."""
         self._show_registers()
-        page = self._page or 0
-        for name in ("rax", "rbx", "rcx", "rdx"):
-            self._set(page, _EXCHANGED[name], self._registers[name])
+        self._answers.update(
+            (_EXCHANGED[name], self._registers[name]) for name in ("rax", "rbx", "rcx", "rdx")
+        )
+        self._write_back(valid)
 
     def _finish_after(self, handling: exits.Handling) -> exits.Handling:
         try:

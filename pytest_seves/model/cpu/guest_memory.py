@@ -12,7 +12,6 @@ Sources: AMD64 Architecture Programmer's Manual volume 2 (24593), 15.34 (SEV); K
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from .. import encryption
@@ -20,8 +19,9 @@ from ..memory import Refusal, TargetMemory
 from .backing import Addresses, Place, Pool, SharedFiles
 from .engine import Engine
 from .nested_paging import LARGE_PAGE, PAGE, NestedPaging
+from .pages import Page, Run, differences, pieces, runs_of
 
-_LINE, _WORD = 64, 8
+_IN_PAGE = PAGE - 1
 _CIPHERTEXT_AT_ONCE = 64
 
 
@@ -38,28 +38,10 @@ class Slot(NamedTuple):
     readonly: bool
 
 
-@dataclass(slots=True)
-class Page:
-    """A page in use.
-
-    :ivar twin: of a copy, what both sides had when they were last the same.
-    :ivar written: of a private page, that the guest has changed it since its ciphertext was made.
-    """
-
-    gpa: int
-    host: int
-    place: Place
-    private: bool
-    readonly: bool
-    twin: bytes | None = None
-    written: bool = False
-    run: _Run | None = None
-    index: int = 0
-
-
 class GuestMemory:
     """The memory of one VM.
 
+    :ivar generation: changes when a page that was handed out is not what it was.
     :param key: the guest's memory encryption key; None without SEV.
     """
 
@@ -72,11 +54,12 @@ class GuestMemory:
         self._pool = Pool(engine, addresses)
         self._files = SharedFiles(engine, addresses, process)
         self._slots: list[Slot] = []
+        self.generation = 0
         self._direct: dict[Slot, tuple[mmap.mmap, int, int] | None] = {}
         self._pages: dict[int, Page] = {}
         self._copies: dict[int, Page] = {}
         self._changed: dict[int, Page] = {}
-        self._runs: list[_Run] | None = None
+        self._runs: list[Run] | None = None
         self._written: dict[int, Page] = {}
 
     @property
@@ -94,6 +77,7 @@ class GuestMemory:
             if any(slot.gpa <= page.gpa < slot.gpa + slot.size for slot in gone):
                 self._drop(page)
         self._slots = slots
+        self.generation += 1
         self._direct = {slot: self._direct.get(slot) or self._find_file(slot) for slot in slots}
         self.paging.clear()
 
@@ -109,7 +93,7 @@ class GuestMemory:
 
     # Faults and accesses
 
-    def fault(self, gpa: int, *, write: bool, private: bool) -> bool:
+    def fault(self, gpa: int, *, write: bool, private: bool, fetch: bool = False) -> bool:
         """Make an access possible; False if it is no access to memory."""
         slot = self.slot(gpa)
         if slot is None or (slot.readonly and write):
@@ -121,9 +105,30 @@ class GuestMemory:
             self._will_write(page)
         if page.twin is not None and write:
             self._changed[page.gpa] = page
-        writable = page.written if page.private else page.twin is None or page.gpa in self._changed
-        self.paging.map(page.private, page.gpa, page.place.physical, writable=writable)
+        if fetch and not page.executable:
+            self._make_executable(page)
+        self._map(page.private, page, page.written if page.private else self._as_it_may(page))
         return True
+
+    def _as_it_may(self, page: Page) -> bool:
+        return not page.readonly and (page.twin is None or page.gpa in self._changed)
+
+    def _map(self, private: bool, page: Page, writable: bool) -> None:
+        place = page.place.physical
+        self.paging.map(private, page.gpa, place, writable=writable, executable=page.executable)
+
+    def _make_executable(self, page: Page, executable: bool = True) -> None:
+        page.executable = executable
+        self._engine.forget_code(page.place.physical, PAGE)
+        for private in (False, True):
+            self.paging.unmap(private, page.gpa)
+        self._engine.flush_tlb()
+
+    def expect_no_code(self, gpa: int) -> None:
+        """A shared page is data, and written often: until code is fetched from it, no write is looked at."""
+        page = self._pages.get(gpa & -PAGE)
+        if page is not None and not page.private:
+            self._make_executable(page, False)
 
     def alias(self, gpa: int) -> bool:
         """Let an address without the C-bit reach the private page: page tables are always private."""
@@ -133,7 +138,7 @@ class GuestMemory:
         page = self._page(gpa & -PAGE, slot, True)
         self._will_write(page)
         for private in (False, True):
-            self.paging.map(private, page.gpa, page.place.physical, writable=True)
+            self._map(private, page, True)
         return True
 
     def read(self, gpa: int, size: int, private: bool) -> bytes:
@@ -141,12 +146,7 @@ class GuestMemory:
 
         :raise NotMemory: no slot.
         """
-        out = b""
-        for at, length in _pieces(gpa, size):
-            page = self._use(at, private)
-            start = page.place.offset + at % PAGE
-            out += page.place.memory[start : start + length]
-        return out
+        return b"".join(self.page(at, private).read(at, length) for at, length in pieces(gpa, size))
 
     def write(self, gpa: int, data: bytes, private: bool) -> None:
         """What the CPU writes.
@@ -154,34 +154,42 @@ class GuestMemory:
         :raise NotMemory: no slot, or one that is read-only.
         """
         done = 0
-        for at, length in _pieces(gpa, len(data)):
-            page = self._use(at, private)
-            if page.readonly:
-                raise NotMemory(hex(at))
-            if page.private:
-                self._will_write(page)
-            elif page.twin is not None:
-                self._changed[page.gpa] = page
-            start = page.place.offset + at % PAGE
-            page.place.memory[start : start + length] = data[done : done + length]
-            self._engine.forget_code(page.place.physical + at % PAGE, length)
+        for at, length in pieces(gpa, len(data)):
+            self.store(self.page(at, private), at, data[done : done + length])
             done += length
+
+    def store(self, page: Page, gpa: int, data: bytes) -> None:
+        """What the CPU writes within a page.
+
+        :raise NotMemory: it is read-only.
+        """
+        if page.readonly:
+            raise NotMemory(hex(gpa))
+        if page.private:
+            self._will_write(page)
+        elif page.twin is not None:
+            self._changed[page.gpa] = page
+        memory, offset, physical = page.place
+        start = gpa & _IN_PAGE
+        memory[offset + start : offset + start + len(data)] = data
+        if page.executable:
+            self._engine.forget_code(physical + start, len(data))
 
     def host_read(self, gpa: int, size: int) -> bytes:
         """What the host reads: ciphertext of a private page."""
-        return b"".join(self._host_read(at, length) for at, length in _pieces(gpa, size))
+        return b"".join(self._host_read(at, length) for at, length in pieces(gpa, size))
 
     def _host_read(self, gpa: int, size: int) -> bytes:
         page = self._pages.get(gpa & -PAGE)
         if page is None or not page.private:
-            return self.read(gpa, size, False)
+            return self.page(gpa, False).read(gpa, size)
         self._make_ciphertext(page)
         return self._target.read(page.host + gpa % PAGE, size)
 
     def host_write(self, gpa: int, data: bytes) -> None:
         """What the host writes: into a private page, ciphertext that decrypts to whatever it does."""
         done = 0
-        for at, length in _pieces(gpa, len(data)):
+        for at, length in pieces(gpa, len(data)):
             page = self._pages.get(at & -PAGE)
             if page is not None and page.private:
                 self._drop(page)
@@ -189,7 +197,14 @@ class GuestMemory:
             self.write(at, data[done : done + length], False)
             done += length
 
-    def _use(self, gpa: int, private: bool) -> Page:
+    def page(self, gpa: int, private: bool) -> Page:
+        """The page at an address, on the side that is asked for.
+
+        :raise NotMemory: no slot.
+        """
+        page = self._pages.get(gpa & -PAGE)
+        if page is not None and page.private == (private and self._key is not None):
+            return page
         slot = self.slot(gpa)
         if slot is None:
             raise NotMemory(hex(gpa))
@@ -228,11 +243,12 @@ class GuestMemory:
             at = gpa - slot.gpa
             return Page(gpa, host, Place(memory, offset + at, physical + at), False, slot.readonly)
         data = self._host_pages(host, PAGE)
+        seen = hash(data)
         if private:
             data = encryption.decrypt(self._key or b"", host, data)
         place = self._pool.take()
         place.memory[place.offset : place.offset + PAGE] = data
-        page = Page(gpa, host, place, private, slot.readonly)
+        page = Page(gpa, host, place, private, slot.readonly, seen=seen)
         if not private:
             page.twin = data
             if not slot.readonly:  # a ROM stays what it is while its slot is there
@@ -256,6 +272,7 @@ class GuestMemory:
             self._changed.pop(page.gpa, None)
             self._runs = None
         del self._pages[page.gpa]
+        self.generation += 1
         for private in (False, True):
             self.paging.unmap(private, page.gpa)
         if page.private or page.twin is not None:
@@ -272,15 +289,19 @@ class GuestMemory:
             return
         page.written = False
         self._written.pop(page.gpa, None)
+        if hash(self._host_pages(page.host, PAGE)) != page.seen:
+            return  # the VMM has written there since, as its devices do once the page is to be shared
         data = page.place.memory[page.place.offset : page.place.offset + PAGE]
-        self._to_host(page.host, encryption.encrypt(self._key or b"", page.host, data))
+        ciphertext = encryption.encrypt(self._key or b"", page.host, data)
+        page.seen = hash(ciphertext)
+        self._to_host(page.host, ciphertext)
 
     def make_ciphertext(self, limit: int = _CIPHERTEXT_AT_ONCE) -> None:
         """Bring the VMM's view of pages that the guest wrote up to date, the oldest first."""
         pages = list(self._written.values())[:limit]
         for page in pages:
             self._make_ciphertext(page)
-            self.paging.map(True, page.gpa, page.place.physical, writable=False)
+            self._map(True, page, False)
         if pages:
             self._engine.flush_tlb()
 
@@ -297,7 +318,7 @@ class GuestMemory:
         twin = page.twin
         if twin is None or data == twin or page.readonly:
             return
-        for begin, end in _differences(twin, data):
+        for begin, end in differences(twin, data):
             self._to_host(page.host + begin, data[begin:end])
         page.twin = data
         if self._runs is not None and page.run is not None:
@@ -306,13 +327,13 @@ class GuestMemory:
     def pull(self) -> None:
         """Take the VMM's changes of copied pages over."""
         if self._runs is None:
-            self._runs = _runs(list(self._copies.values()))
+            self._runs = runs_of(list(self._copies.values()))
         for run in self._runs:
             data = self._host_pages(run.pages[0].host, len(run.twin))
             if data != run.twin:
                 self._take_over(run, data)
 
-    def _take_over(self, run: _Run, data: bytes) -> None:
+    def _take_over(self, run: Run, data: bytes) -> None:
         for index, page in enumerate(run.pages):
             now = data[index * PAGE : (index + 1) * PAGE]
             if now != page.twin:
@@ -327,50 +348,3 @@ class GuestMemory:
             self._target.write(address, data)
         except Refusal:
             return  # the VMM has unmapped its own guest's memory
-
-
-@dataclass(slots=True)
-class _Run:
-    """Copies that lie side by side in the VMM's memory, and their twins in one piece."""
-
-    pages: list[Page]
-    twin: bytearray
-
-
-def _runs(pages: list[Page]) -> list[_Run]:
-    groups: list[list[Page]] = []
-    for page in sorted(pages, key=lambda page: page.host):
-        if groups and groups[-1][-1].host + PAGE == page.host:
-            groups[-1].append(page)
-        else:
-            groups.append([page])
-    runs = [_Run(group, bytearray().join(page.twin or b"" for page in group)) for group in groups]
-    for run in runs:
-        for index, page in enumerate(run.pages):
-            page.run, page.index = run, index
-    return runs
-
-
-def _pieces(gpa: int, size: int) -> list[tuple[int, int]]:
-    """(address, length), one for each page."""
-    out = []
-    while size > 0:
-        length = min(size, PAGE - gpa % PAGE)
-        out.append((gpa, length))
-        gpa, size = gpa + length, size - length
-    return out
-
-
-def _differences(old: bytes, new: bytes) -> list[tuple[int, int]]:
-    """Where two pages differ, in words: what one side changed must not undo what the other did beside it."""
-    out: list[tuple[int, int]] = []
-    for line in range(0, PAGE, _LINE):
-        if old[line : line + _LINE] == new[line : line + _LINE]:
-            continue
-        for word in range(line, line + _LINE, _WORD):
-            if old[word : word + _WORD] != new[word : word + _WORD]:
-                if out and out[-1][1] == word:
-                    out[-1] = (out[-1][0], word + _WORD)
-                else:
-                    out.append((word, word + _WORD))
-    return out

@@ -18,11 +18,13 @@ from .nested_paging import C_BIT_MASK
 if TYPE_CHECKING:
     from .processor import Processor
 
-_VMGEXIT = b"\xf3\x0f\x01\xd9"
+_VMMCALL = b"\x0f\x01\xd9"
+_VMGEXIT = b"\xf3" + _VMMCALL
 _ENOSYS = 1000
 _PAUSE_OPCODE = b"\x90"
 _INVD = b"\x0f\x08"
 INVALID_OPCODE = 6
+_FETCH = 1 << 4  # EXITINFO1 of a nested page fault
 
 
 def handle(cpu: Processor, code: int) -> exits.Handling | None:
@@ -41,6 +43,8 @@ def _exception(cpu: Processor, vector: int) -> exits.Handling | None:
         access = cpu.engine.taken_back()
         if access is not None:
             return port_io.access(cpu, access)
+    if vector == INVALID_OPCODE and not cpu.state.cr[0] & 1 and _VMMCALL in cpu.code(4):
+        return _vmmcall(cpu)  # the engine has it in protected mode only
     error = cpu.engine.exit_information & 0xFFFFFFFF if vector in events.WITH_ERROR else None
     if vector == events.PAGE_FAULT:
         cpu.state.cr[2] = cpu.engine.exit_address
@@ -135,12 +139,6 @@ def _msr(cpu: Processor) -> None:
     write = bool(cpu.engine.exit_information & 1)
     if number == msrs.EFER:
         return control_registers.efer(cpu, write)
-    if cpu.es and number == spec.GHCB_MSR:
-        if write:
-            cpu.ghcb.msr = control_registers.edx_eax(cpu)
-        else:
-            control_registers.set_edx_eax(cpu, cpu.ghcb.msr)
-        return cpu.advance(2)
     if cpu.es and (number != spec.SEV_STATUS_MSR or write):
         return cpu.vc(vmcb.MSR)
     try:
@@ -162,7 +160,8 @@ def memory_comes(cpu: Processor) -> bool:
     top = encrypted and not private and gpa >> 12 == (cpu.state.cr[3] & ~C_BIT_MASK) >> 12
     if top and cpu.memory.alias(gpa):
         return True
-    return cpu.memory.fault(gpa, write=bool(information & 2), private=private)
+    fetch = bool(information & _FETCH)
+    return cpu.memory.fault(gpa, write=bool(information & 2), private=private, fetch=fetch)
 
 
 def _not_memory(cpu: Processor) -> exits.Handling | None:
@@ -192,7 +191,7 @@ _HANDLERS: Mapping[int, Callable[[Processor], exits.Handling | None]] = {
     vmcb.WRITE_CR0: control_registers.access,
     vmcb.WRITE_CR4: control_registers.access,
     vmcb.WRITE_CR8: control_registers.access,
-    vmcb.READ_CR8: control_registers.access,
+    vmcb.CR0_WRITE_TRAP: control_registers.trap,
     vmcb.NPF: _not_memory,
     vmcb.WBINVD: _invalidate,
     vmcb.MONITOR: _skipped(vmcb.MONITOR, 3),

@@ -6,10 +6,12 @@ Registers are named by their offset in the xAPIC page; an x2APIC register is MSR
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 ID, VERSION, TPR, PPR, EOI, LDR, DFR, SVR = 0x20, 0x30, 0x80, 0xA0, 0xB0, 0xD0, 0xE0, 0xF0
 ISR, TMR, IRR, ESR, ICR, ICR2 = 0x100, 0x180, 0x200, 0x280, 0x300, 0x310
+LVT_LINT0 = 0x350
 LVT_TIMER, LVT_LAST, TIMER_INITIAL, TIMER_CURRENT, TIMER_DIVIDE = 0x320, 0x370, 0x380, 0x390, 0x3E0
 SELF_IPI = 0x3F0
 
@@ -18,6 +20,8 @@ BASE_BSP, BASE_X2APIC, BASE_ENABLE = 1 << 8, 1 << 10, 1 << 11
 FIXED, LOWEST, SMI, NMI, INIT, STARTUP = 0, 1, 2, 4, 5, 6
 
 _MASKED = 1 << 16
+_EXTERNAL = 7 << 8
+_PAGE = 1024
 _ENABLED = 1 << 8
 _LOGICAL = 1 << 11
 _LEVEL_ASSERT = 1 << 14
@@ -51,6 +55,8 @@ class Lapic:
         """The state after INIT."""
         self.registers = {SVR: 0xFF, DFR: 0xFFFFFFFF, VERSION: 0x50014}
         self.registers.update(dict.fromkeys(range(LVT_TIMER, LVT_LAST + 1, 0x10), _MASKED))
+        if self.base & BASE_BSP:
+            self.registers[LVT_LINT0] = _EXTERNAL  # KVM_X86_QUIRK_LINT0_REENABLED
         self.requested = 0
         self.in_service = 0
         self.level = 0
@@ -76,6 +82,16 @@ class Lapic:
         return task if task & 0xF0 >= service else service
 
     @property
+    def task_priority_class(self) -> int:
+        """TPR as CR8 has it."""
+        return self.registers.get(TPR, 0) >> 4 & 0xF
+
+    @task_priority_class.setter
+    def task_priority_class(self, value: int) -> None:
+        if value != self.task_priority_class:
+            self.registers[TPR] = value << 4
+
+    @property
     def pending(self) -> int | None:
         """The vector that the CPU would take now."""
         if not self.requested or not self.registers[SVR] & _ENABLED:
@@ -83,11 +99,25 @@ class Lapic:
         vector = _highest(self.requested)
         return vector if vector >> 4 > self.processor_priority >> 4 else None
 
-    def accept(self, vector: int, *, level: bool = False) -> None:
-        """An interrupt arrives."""
-        if self.registers[SVR] & _ENABLED:
-            self.requested |= 1 << vector
-            self.level = self.level & ~(1 << vector) | (1 << vector if level else 0)
+    @property
+    def enabled(self) -> bool:
+        """By software, in SVR."""
+        return bool(self.registers[SVR] & _ENABLED)
+
+    @property
+    def accepts_external(self) -> bool:
+        """The PICs' interrupts come through: by LINT0, or past an APIC that is off."""
+        if not self.base & BASE_ENABLE:
+            return True
+        return self.registers[LVT_LINT0] & (_MASKED | _EXTERNAL) == _EXTERNAL
+
+    def accept(self, vector: int, *, level: bool = False) -> bool:
+        """An interrupt arrives; whether it is taken."""
+        if not self.enabled:
+            return False
+        self.requested |= 1 << vector
+        self.level = self.level & ~(1 << vector) | (1 << vector if level else 0)
+        return True
 
     def acknowledge(self, vector: int) -> None:
         """The CPU takes the interrupt."""
@@ -176,6 +206,27 @@ class Lapic:
         if self.registers[LVT_TIMER] >> 17 & 3 == _DEADLINE:
             self.tsc_deadline = deadline
             self.deadline_ns = deadline_ns if deadline else None
+
+    def state(self, now_ns: int) -> bytes:
+        """The page of struct kvm_lapic_state."""
+        page = bytearray(_PAGE)
+        for register in range(0, _PAGE, 0x10):
+            struct.pack_into("<I", page, register, self.read(register, now_ns))
+        return bytes(page)
+
+    def restore(self, page: bytes, now_ns: int) -> None:
+        """Take such a page over; the timer goes on from its current count."""
+        for register in range(0, _PAGE, 0x10):
+            value = int.from_bytes(page[register : register + 4], "little")
+            if register in self.registers or value:
+                self.registers[register] = value
+        words = {at: [self.registers.pop(at + 0x10 * n, 0) for n in range(8)] for at in (ISR, TMR, IRR)}
+        bits = {at: sum(word << 32 * n for n, word in enumerate(row)) for at, row in words.items()}
+        self.in_service, self.level, self.requested = bits[ISR], bits[TMR], bits[IRR]
+        left = self.registers.pop(TIMER_CURRENT, 0)
+        self._arm(self.registers.get(TIMER_INITIAL, 0), now_ns)
+        if self.deadline_ns is not None and left:
+            self.deadline_ns = now_ns + left * self._divisor
 
     def _arm(self, count: int, now_ns: int) -> None:
         if self.registers[LVT_TIMER] >> 17 & 3 == _DEADLINE:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..memory import TargetMemory
 from . import exits, intercepts, lapic, start, vmcb
 from .accesses import Accesses
-from .devices import Devices
+from .devices import TRIP_NS, Devices
 from .engine import Engine, EngineFailure
 from .events import Events, TripleFault
 from .guest_memory import GuestMemory, Slot
@@ -50,6 +50,7 @@ class Machine:
         self.key = key
         supervisor = vm.supervisor
         self.engine = Engine()
+        self.engine.control.encrypted = vm.es
         target: TargetMemory = supervisor.memory
         self.memory = GuestMemory(self.engine, target, supervisor.process_id, key)
         self.virtual = VirtualMemory(self.engine, self.memory)
@@ -93,9 +94,13 @@ class Machine:
         return self.processors[vcpu.identifier]
 
     def bring_back(self, vcpu: Vcpu) -> None:
-        """Show KVM's registers what is in the CPU."""
+        """Show KVM's registers what is in the CPU; of a protected one what write traps tell."""
         processor = self.processors.get(vcpu.identifier)
         if processor is None or not processor.entered or processor.stale:
+            return
+        if vcpu.protected and not vcpu.profile.wrong_registers_shown:
+            if processor is self._current:
+                processor.track()
             return
         if processor is self._current or not self.in_instruction:
             self._switch(processor)
@@ -126,10 +131,10 @@ class Machine:
         if vcpu.identifier in self.processors:
             self.processors[vcpu.identifier].set_activity(vcpu.mp_state)
 
-    def reset_lapic(self, vcpu: Vcpu) -> None:
-        """The VMM has set its local APIC, which it does on reset."""
-        if vcpu.identifier in self.processors and not vcpu.protected:
-            self.processors[vcpu.identifier].lapic.reset()
+    def lapic_of(self, vcpu: Vcpu) -> lapic.Lapic | None:
+        """Its local APIC, once it has begun."""
+        processor = self.processors.get(vcpu.identifier)
+        return processor.lapic if processor is not None else None
 
     def set_apic_base(self, vcpu: Vcpu) -> None:
         """The VMM has set the APIC base register."""
@@ -219,6 +224,8 @@ class Machine:
             for processor in self.processors.values()
             if processor.activity is Activity.HALTED and processor.lapic.deadline_ns is not None
         ]
+        if self.devices.irqchip.pit.deadline_ns is not None:
+            deadlines.append(self.devices.irqchip.pit.deadline_ns)
         self.memory.make_ciphertext()
         if not deadlines or not all(p.vcpu.in_kvm_run for p in self.processors.values()):
             self._idle_until = None
@@ -318,6 +325,7 @@ class Machine:
         """End KVM_RUN of a vCPU."""
         processor.asked = reason
         if isinstance(reason, exits.PortIo | exits.Mmio):
+            self.now_ns += TRIP_NS
             self.trace.access(self.now_ns)
         else:
             processor.handling = None if processor.ended is None else processor.handling
@@ -354,7 +362,7 @@ class Machine:
             else:
                 wanted = processor.lapic.addressed(ipi.destination, ipi.logical)
             if wanted:
-                _receive(processor, ipi)
+                processor.receive(ipi)
 
     @property
     def current(self) -> Processor:
@@ -372,14 +380,3 @@ def _ready(processor: Processor) -> bool:
     if processor.ended is not None:
         return processor.vcpu.in_kvm_run
     return processor.accept_events() and not processor.absent
-
-
-def _receive(processor: Processor, ipi: lapic.Ipi) -> None:
-    if ipi.mode in (lapic.FIXED, lapic.LOWEST):
-        processor.lapic.accept(ipi.vector)
-    elif ipi.mode == lapic.NMI:
-        processor.lapic.nmi = True
-    elif ipi.mode == lapic.INIT and ipi.assert_level:
-        processor.receive_init()
-    elif ipi.mode == lapic.STARTUP:
-        processor.receive_sipi(ipi.vector)

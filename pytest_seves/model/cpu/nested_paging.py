@@ -14,6 +14,7 @@ PAGE = 0x1000
 LARGE_PAGE = 0x20_0000
 ADDRESS_MASK = C_BIT_MASK - 1
 
+_NO_EXECUTE = 1 << 63
 _PRESENT, _WRITABLE, _USER, _ACCESSED, _DIRTY, _LARGE = 1, 2, 4, 0x20, 0x40, 0x80
 _TABLE = _PRESENT | _WRITABLE | _USER
 _LEAF = _PRESENT | _USER | _ACCESSED | _DIRTY
@@ -52,9 +53,23 @@ class NestedPaging:
     def _select(self) -> None:
         self._engine.write_table(self.root, self._trees[self._all_private] | _TABLE)
 
-    def map(self, private: bool, gpa: int, physical: int, *, writable: bool, large: bool = False) -> None:
-        """Map one page in one of the trees."""
+    def map(
+        self,
+        private: bool,
+        gpa: int,
+        physical: int,
+        *,
+        writable: bool,
+        executable: bool = True,
+        large: bool = False,
+    ) -> None:
+        """Map one page in one of the trees.
+
+        The engine looks for code at each write to a page that is executable, which makes them slow. Page
+        tables must be executable: it walks through others into a null pointer.
+        """
         entry = physical | _LEAF | (_WRITABLE if writable else 0) | (_LARGE if large else 0)
+        entry |= 0 if executable else _NO_EXECUTE
         place = self._place(private, gpa, large)
         if place is None:
             self.clear()

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from ...spec import ghcb as spec
 from ...spec import kvm
 from .. import vcpu_reset
-from . import events, exits, intercepts, start
+from . import control_registers, events, exits, intercepts, lapic, start
 from .cpuid_view import CpuidView
 from .ghcb import Ghcb
-from .lapic import EOI, Lapic
+from .lapic import EOI, TPR, Ipi, Lapic
 from .layout import CS, HF_CS64, HF_INHIBIT_IRQ
 from .virtual_memory import CR0_PG, CR4_PAE, PageFault
 
@@ -54,6 +54,8 @@ class Processor:
         self.state = machine.engine.state
         self.memory: GuestMemory = machine.memory
         self.lapic = Lapic(vcpu.identifier, bootstrap=vcpu.identifier == 0)
+        if vcpu.lapic_page is not None:
+            self.lapic.restore(vcpu.lapic_page, machine.now_ns)
         self.cpuid = CpuidView(b"", encrypted=False)
         self.ghcb = Ghcb(self)
         self.context: Any = None
@@ -69,6 +71,7 @@ class Processor:
         self.take_apic_base()
         self.exits = 0
         self.last_rip = 0
+        self.engine.control.sev_status = self.sev_status
         self._sipi: int | None = None
         self._init = False
         self._first_sipi_received = False
@@ -114,7 +117,13 @@ class Processor:
 
     def end_turn(self) -> None:
         """Keep the state for the next one."""
+        self.track()
         self.context = self.engine.save(self.context)
+
+    def track(self) -> None:
+        """KVM's own copies of CR0 and CR4, whose write traps are no exits in 64-bit code."""
+        if self._standing and not self.stale:
+            control_registers.track(self, cr0=self.state.cr[0], cr4=self.state.cr[4])
 
     def set_activity(self, state: int) -> None:
         """KVM_SET_MP_STATE; states of SMM and others that the model lacks count as runnable."""
@@ -167,8 +176,19 @@ class Processor:
         self.restart()
 
     def _wakes(self) -> bool:
-        self.lapic.tick(self.machine.now_ns)
-        return self.lapic.nmi or self.lapic.pending is not None
+        self._tick()
+        return self.lapic.nmi or self.lapic.pending is not None or self._external
+
+    def _tick(self) -> None:
+        now_ns, irqchip = self.machine.now_ns, self.machine.devices.irqchip
+        self.lapic.tick(now_ns)
+        if irqchip.pit.deadline_ns is not None:
+            irqchip.tick(now_ns)
+
+    @property
+    def _external(self) -> bool:
+        """The PICs' interrupt is for this one, kvm_cpu_has_extint()."""
+        return self.machine.devices.external_pending and self.lapic.accepts_external
 
     def _start_by(self, vector: int) -> None:
         """The first SIPI of a SEV-ES vCPU starts its save area as measured, the others end a reset hold."""
@@ -186,6 +206,20 @@ class Processor:
     def hold(self) -> None:
         """AP reset hold: until a SIPI."""
         self.activity = Activity.RESET_HOLD
+
+    def receive(self, ipi: Ipi, *, level: bool = False) -> bool:
+        """An interrupt arrives, __apic_accept_irq(); whether it is taken."""
+        if ipi.mode in (lapic.FIXED, lapic.LOWEST):
+            return self.lapic.accept(ipi.vector, level=level)
+        if ipi.mode == lapic.NMI:
+            self.lapic.nmi = True
+        elif ipi.mode == lapic.INIT and ipi.assert_level:
+            self.receive_init()
+        elif ipi.mode == lapic.STARTUP:
+            self.receive_sipi(ipi.vector)
+        else:
+            return False
+        return True
 
     def receive_init(self) -> None:
         """INIT arrives."""
@@ -205,19 +239,23 @@ class Processor:
 
     def offer_interrupt(self) -> None:
         """Deliver what is pending if the guest takes it, otherwise ask for the moment when it does."""
-        self.lapic.tick(self.machine.now_ns)
-        vector = self.lapic.pending
-        wanted = vector is not None or self.lapic.nmi
+        self._tick()
+        vector, external = self.lapic.pending, self._external
+        wanted = vector is not None or self.lapic.nmi or external
         if wanted and self.context_entered and self.machine.events.interruptible:
             if self.lapic.nmi:
                 self.lapic.nmi = False
                 vector = 2
+            elif external:
+                vector = self.machine.devices.irqchip.pics.acknowledge()
             elif vector is not None:
                 self.lapic.acknowledge(vector)
             self.machine.trace.interrupt(vector or 0)
             self.machine.events.deliver(vector or 0)
-            wanted = self.lapic.pending is not None
+            wanted = self.lapic.pending is not None or self._external
         self.engine.want_interrupt_window(wanted)
+        self.engine.watch_task_priority(self.lapic.requested != 0 and self.lapic.pending is None)
+        self.engine.control.ghcb = self.ghcb.msr
 
     @property
     def context_entered(self) -> bool:
@@ -229,9 +267,11 @@ class Processor:
         served = self.lapic.highest_in_service if register == EOI else 0
         ipi = self.lapic.write(register, value, self.machine.now_ns)
         if served and self.lapic.level >> served & 1:
-            self.machine.devices.end_of_interrupt(served)
+            self.machine.devices.irqchip.ioapic.end_of_interrupt(served)
         if ipi is not None:
             self.machine.send(self, ipi)
+        if register == TPR:
+            self.engine.task_priority.value = self.lapic.task_priority_class
 
     # Exits
 
@@ -255,6 +295,8 @@ class Processor:
         """The guest has begun, and is at RIP now."""
         self._standing = True
         self.last_rip = self.state.eip
+        self.lapic.task_priority_class = self.engine.task_priority.value
+        self.ghcb.msr = self.engine.control.ghcb
 
     def advance(self, length: int) -> None:
         """The instruction is done."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..kvm_vcpu import Vcpu
 
 _DR7_BITS = (1 << 7) | (1 << 23)  # reads and writes of DR7
-_CR_BITS = 1 << 8 | (1 << 0 | 1 << 4 | 1 << 8) << 16  # reads of CR8; writes of CR0, CR4, CR8
+_CR_BITS = (1 << 0 | 1 << 4) << 16  # writes of CR0 and CR4
 _SIPI_SEGMENT = 0x9B
 _GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 

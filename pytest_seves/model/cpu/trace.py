@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 LOG_NAME = "guests.jsonl"
 _LAST = 32
+#: The hash is kept after every so many exits, for runs that were not ended at the same one.
+CHECKPOINT = 10_000
 _INTERRUPT = 1 << 16
 _VMGEXIT = 1 << 17
 
@@ -32,6 +34,7 @@ class Trace:
         self.hash = 0
         self.counts: collections.Counter[int] = collections.Counter()
         self.notes: list[str] = []
+        self._checkpoints: list[str] = []
         self._at_access: dict[str, object] = {}
         self._last: collections.deque[tuple[int, int, int]] = collections.deque(maxlen=_LAST)
 
@@ -44,6 +47,8 @@ class Trace:
         self.exits += 1
         self.hash = hash((self.hash, vcpu, code, rip))
         self.counts[code] += 1
+        if self.exits % CHECKPOINT == 0:
+            self._checkpoints.append(self._hash)
         self._last.append((vcpu, code, rip))
 
     def vmgexit(self, msr: int) -> None:
@@ -72,6 +77,7 @@ class Trace:
             "hash": self._hash,
             "guest_time_ns": machine.now_ns,
             "at_last_access": self._at_access,
+            "checkpoints": self._checkpoints,
             "counts": {f"{code:#x}": count for code, count in sorted(self.counts.items())},
             "vcpus": [processor.describe() for processor in machine.processors.values()],
             "last": [f"vCPU {vcpu} exit {code:#x} at {rip:#x}" for vcpu, code, rip in self._last],

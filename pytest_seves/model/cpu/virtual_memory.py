@@ -7,17 +7,22 @@ Source: AMD64 Architecture Programmer's Manual volume 2 (24593), chapter 5; 15.3
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from .engine import Engine
 from .guest_memory import GuestMemory, NotMemory
 from .layout import EFER_LMA
 from .nested_paging import C_BIT_MASK, PAGE
+from .pages import Page
 
 CR0_PG = 1 << 31
+CR0_WP = 1 << 16
 CR4_PAE = 1 << 5
 _CR4_PSE = 1 << 4
 _PRESENT, _WRITABLE, _USER, _LARGE = 1, 2, 4, 0x80
 _ADDRESS = 0x000F_FFFF_FFFF_F000
+_IN_PAGE = PAGE - 1
+_WALKS = 1024
 
 
 class PageFault(Exception):
@@ -29,12 +34,22 @@ class PageFault(Exception):
         self.error = error
 
 
+class _Walk(NamedTuple):
+    """A page that was found; it is still there while the entries on the way are what they were."""
+
+    generation: int
+    entries: list[tuple[Page, int, bytes]]
+    page: Page
+
+
 class VirtualMemory:
     """The current vCPU's address space."""
 
     def __init__(self, engine: Engine, memory: GuestMemory) -> None:
         self._state = engine.state
         self._memory = memory
+        self._walks: dict[tuple[int, int, int, bool], _Walk] = {}
+        self._way: list[tuple[Page, int, bytes]] = []
 
     @property
     def has_c_bit(self) -> bool:
@@ -60,15 +75,19 @@ class VirtualMemory:
         else:
             table, shifts = state.cr[3] & 0xFFFFF000, (22, 12)
         private = True
+        self._way = []
         for shift in shifts:
             size, bits = (8, 511) if wide else (4, 1023)
             index = address >> shift & (3 if shift == 30 and len(shifts) == 3 else bits)
             place = (table & ~C_BIT_MASK if encrypted else table) + index * size
-            entry = int.from_bytes(self._memory.read(place, size, private), "little")
+            page = self._memory.page(place, private)
+            raw = page.read(place, size)
+            self._way.append((page, place, raw))
+            entry = int.from_bytes(raw, "little")
             if not entry & _PRESENT:
                 raise PageFault(address, error)
             top = shift == 30 and len(shifts) == 3
-            if write and not top and not entry & _WRITABLE and state.cr[0] & 1 << 16:
+            if write and not top and not entry & _WRITABLE and state.cr[0] & CR0_WP:
                 raise PageFault(address, error | 1)
             private = bool(entry & C_BIT_MASK) if encrypted and wide else True
             table = entry & _ADDRESS
@@ -82,40 +101,65 @@ class VirtualMemory:
     def _large(self, shift: int) -> bool:
         return shift != 22 or bool(self._state.cr[4] & _CR4_PSE)
 
+    def _page(self, address: int, write: bool) -> Page:
+        """The page that an access of 64-bit code reaches, by the last walk if that still holds."""
+        state, memory = self._state, self._memory
+        control = state.cr[0] & CR0_WP | state.efer & EFER_LMA
+        key = (address >> 12, state.cr[3], control, write)
+        walk = self._walks.get(key)
+        if walk is not None and walk.generation == memory.generation:
+            for page, place, raw in walk.entries:
+                if page.read(place, 8) != raw:
+                    break
+            else:
+                return walk.page
+        page = self._reach(address, write)
+        if control & EFER_LMA:
+            if len(self._walks) >= _WALKS:
+                self._walks.clear()
+            self._walks[key] = _Walk(memory.generation, self._way, page)
+        return page
+
+    def _reach(self, address: int, write: bool) -> Page:
+        gpa, private = self.translate(address, write=write)
+        try:
+            return self._memory.page(gpa, private)
+        except NotMemory:
+            raise PageFault(address, 2 if write else 0) from None
+
     def read(self, address: int, size: int) -> bytes:
         """Bytes at a linear address.
 
         :raise PageFault: it is not mapped, or not to memory.
         """
-        out = b""
-        for at, length in self._pieces(address, size):
-            gpa, private = self.translate(at)
-            try:
-                out += self._memory.read(gpa, length, private)
-            except NotMemory:
-                raise PageFault(at, 0) from None
-        return out
+        if address & _IN_PAGE <= PAGE - size:
+            return self._page(address & self._mask, False).read(address, size)
+        return b"".join(self._page(at, False).read(at, length) for at, length in self._pieces(address, size))
 
     def write(self, address: int, data: bytes) -> None:
         """Write bytes at a linear address; nothing if not all of it can be written.
 
         :raise PageFault: it is not mapped writable, or not to memory.
         """
-        places = [(self.translate(at, write=True), length) for at, length in self._pieces(address, len(data))]
+        places = [(self._page(at, True), at, length) for at, length in self._pieces(address, len(data))]
         done = 0
-        for (gpa, private), length in places:
+        for page, at, length in places:
             try:
-                self._memory.write(gpa, data[done : done + length], private)
+                self._memory.store(page, at, data[done : done + length])
             except NotMemory:
-                raise PageFault(address + done, 2) from None
+                raise PageFault(at, 2) from None
             done += length
 
     def read_number(self, address: int, size: int) -> int:
         """A little-endian number."""
         return int.from_bytes(self.read(address, size), "little")
 
+    @property
+    def _mask(self) -> int:
+        return (1 << 64) - 1 if self._state.efer & EFER_LMA else 0xFFFFFFFF
+
     def _pieces(self, address: int, size: int) -> Iterator[tuple[int, int]]:
-        mask = (1 << 64) - 1 if self._state.efer & EFER_LMA else 0xFFFFFFFF
+        mask = self._mask
         while size > 0:
             length = min(size, PAGE - address % PAGE)
             yield address & mask, length

@@ -13,7 +13,7 @@ import pytest
 from pytest_seves.model.cpu.machine import Machine
 from pytest_seves.model.cpu.processor import Activity
 from pytest_seves.spec import ghcb, kvm
-from tests.model.cpu.board import ALIAS, SHARED, Board, long_mode
+from tests.model.cpu.board import ALIAS, SHARED, Board, long_mode, start_at
 
 HLT = bytes.fromhex("f4")
 CPUID = bytes.fromhex("0fa2")
@@ -156,6 +156,14 @@ def test_ghcb_msr_protocol() -> None:
     board = long_mode(write_msr(ghcb.GHCB_MSR, 2) + VMGEXIT + READ_GHCB_MSR + HLT)
     board.work()
     assert board.guest(0x1008) == ghcb.sev_info(2, 1, 39)
+
+
+def test_vmgexit_in_real_mode() -> None:
+    """mov ecx, GHCB MSR; mov eax, 2; xor edx, edx; wrmsr; vmgexit; rdmsr; mov [0x1000], eax; hlt."""
+    code = bytes.fromhex("66b9300101c0 66b802000000 6631d2 0f30 f30f01d9 0f32 66a30010 f4")
+    board = Board(code, "es", at=0x8000, registers=start_at(0x8000))
+    board.work()
+    assert board.guest(0x1000, 4) == ghcb.sev_info(2, 1, 39) & 0xFFFFFFFF
 
 
 @pytest.mark.parametrize(
@@ -522,3 +530,24 @@ def test_the_same_guest_has_the_same_trace(kind: str) -> None:
         seen.append((machine.trace.hash, machine.now_ns, machine.trace.exits))
     assert seen[0] == seen[1]
     assert seen[0][2] > 1200
+
+
+def test_what_the_vmm_has_written_into_a_page_outlives_its_ciphertext() -> None:
+    """A device writes into a page that was private and is to be shared: the late ciphertext must not undo it.
+
+    mov [0x1000], eax; out 0x80, al, where the VMM writes; mov ebx, [ALIAS + 0x1000]; mov [SHARED], ebx; hlt.
+    """
+    code = move("eax", 0x0DDBA11) + bytes.fromhex("89042500100000 e680")
+    code += b"\x8b\x1c\x25" + (ALIAS + 0x1000).to_bytes(4, "little")
+    code += b"\x89\x1c\x25" + SHARED.to_bytes(4, "little") + HLT
+    board = long_mode(code, "sev")
+    answer = board._answer
+
+    def write_as_a_device(identifier: int, result: int) -> None:
+        board.memory.ram[0x1000:0x1004] = b"data"
+        answer(identifier, result)
+
+    board.vm.supervisor.answer = write_as_a_device  # type: ignore[method-assign]
+    board.work()
+    machine_of(board).memory.push()
+    assert board.memory.ram[SHARED : SHARED + 4] == b"data"

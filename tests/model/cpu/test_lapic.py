@@ -7,6 +7,7 @@ import pytest
 
 from pytest_seves.model.cpu import lapic
 from pytest_seves.model.cpu.lapic import Lapic
+from pytest_seves.model.irqchip import message_of
 from tests.model.cpu.board import Board
 
 
@@ -114,15 +115,16 @@ def test_level_interrupt_comes_again_until_its_line_is_down() -> None:
     board = Board(bytes.fromhex("f4"))
     machine = board.vm.machine
     assert machine is not None
-    devices, processor = machine.devices, machine.processors[0]
+    ioapic, processor = board.vm.irqchip.ioapic, machine.processors[0]
     processor.lapic.write(lapic.SVR, 0x1FF, 0)
-    devices._redirection[5] = 0x8045
-    devices.set_line(5, True)
+    for register, value in ((0, 0x1A), (0x10, 0x8045)):
+        ioapic.write(register, value)
+    ioapic.set_line(5, True)
     assert processor.lapic.pending == 0x45
     processor.lapic.acknowledge(0x45)
     processor.write_lapic(lapic.EOI, 0)
     assert processor.lapic.pending == 0x45
-    devices.set_line(5, False)
+    ioapic.set_line(5, False)
     processor.lapic.acknowledge(0x45)
     processor.write_lapic(lapic.EOI, 0)
     assert processor.lapic.pending is None
@@ -134,5 +136,5 @@ def test_message_reaches_its_apic() -> None:
     machine = board.vm.machine
     assert machine is not None
     machine.processors[1].lapic.write(lapic.SVR, 0x1FF, 0)
-    assert machine.devices.message(0xFEE01000, 0x55) == 1
+    assert machine.devices.deliver(message_of(0xFEE01000, 0x55)) == 1
     assert machine.processors[1].lapic.pending == 0x55
