@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What distance costs: the same tests on a model host behind a TCP proxy, at several round-trip times.
 
-Takes the wall time of all suites with two workers, as they are run, at the least and the greatest of them:
-the limit is about that. At each it takes the wall time of a small selection, most of which is connecting, and
+Takes the wall time of all suites with four workers, as a distant host wants them, at the least and the
+greatest of them: the limit is about that. At each it takes the wall time of a small selection, most of which is connecting, and
 of launches in a row over one connection. What a launch takes longer at a distance, divided by the round-trip
 time, is how many round trips it waits for. Least times are taken: other work of the machine only adds. Prints
 one JSON object.
@@ -37,7 +37,7 @@ from tests.faults.proxy import Proxy
 
 #: Round trips that a launch may wait for, and how much longer the suites may take at 100 ms.
 TRIPS, SLOWER = 2, 1.3
-SUITES = ("suites", "-n", "2")
+SUITES = ("suites", "-n", "4")
 SELECTION = ("suites/init", "--sev-vcpus", "1,8", "--sev-policy", "0x5")
 
 
