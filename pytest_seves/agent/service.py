@@ -205,7 +205,11 @@ class Service:
     # The operations: each gets `done`, `fail` and the request's args by name
 
     def _facts(self, done: Done, fail: command.Fail, timeout_s: float = 30.0, **args: Any) -> None:
-        command.call(self._loop, done, fail, function=facts.gather, args=args, timeout_s=_positive(timeout_s))
+        def gathered(found: dict[str, Any]) -> None:
+            done({**found, "es_asids_of_others": self._lease.es_asids})
+
+        limit = _positive(timeout_s)
+        command.call(self._loop, gathered, fail, function=facts.gather, args=args, timeout_s=limit)
 
     def _health(self, done: Done, fail: command.Fail, **args: Any) -> None:
         command.call(self._loop, done, fail, function=health.look, args=args, timeout_s=_HEALTH_S)
