@@ -99,16 +99,12 @@ def _child(parent: int, told: int, write: int, free: int) -> None:
 
 def _close(machines: list[int], count: int) -> None:
     """Close so many, and wait until the host counts them as free: a VM may outlive its descriptor."""
-    wanted = _in_use() - min(count, len(machines))
+    wanted = facts.es_asids_in_use() - min(count, len(machines))
     for _ in range(min(count, len(machines))):
         os.close(machines.pop())
     deadline = time.monotonic() + _SETTLE_S
-    while _in_use() > wanted and time.monotonic() < deadline:
+    while facts.es_asids_in_use() > wanted and time.monotonic() < deadline:
         time.sleep(_AGAIN_S)
-
-
-def _in_use() -> int:
-    return int((facts.misc()["current"] or {}).get("sev_es", 0))
 
 
 def _tell(answer: dict[str, Any]) -> None:

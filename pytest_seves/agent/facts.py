@@ -164,6 +164,11 @@ def misc() -> Json:
     return {"capacity": None, "current": None}
 
 
+def es_asids_in_use() -> int:
+    """ASIDs that SEV-ES guests hold now; 0 where the host does not count them."""
+    return int((misc()["current"] or {}).get("sev_es", 0))
+
+
 def _misc_current(root: str) -> dict[str, int] | None:
     """Units in use.
 

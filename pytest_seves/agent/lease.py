@@ -10,6 +10,9 @@ and the kernel frees it with its process. What a lock cannot do:
   or root wrote counts there, so nobody else can steal a lease.
 * What a former run left behind is killed before the next one begins: processes with its id in their
   environment, and descendants of its agents. Nobody else's.
+
+What strangers hold of the host can only be counted while it is nobody's: an agent that takes it then counts
+the SEV-ES ASIDs in use, and each later one takes over that count instead of counting our own guests.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import tempfile
 import time
 from typing import Any, Callable, Dict, Optional
 
-from pytest_seves.agent import lineage
+from pytest_seves.agent import facts, lineage
 from pytest_seves.agent.lease_file import LOCK_NAME, Entry, OwnFile, read_all
 from pytest_seves.agent.locks import open_lock, try_lock
 from pytest_seves.agent.loop import Loop
@@ -107,7 +110,16 @@ class Lease:
             return former[0]
         mine = [entry.token for entry in entries if entry.run == run and entry.alive]
         token = mine[0] if mine else max((entry.token for entry in entries), default=0) + 1
-        record = {"run": run, "shared": shared, "expiry_s": expiry_s, "token": token, **who}
+        counted = [entry for entry in entries if entry.run in {run, *holding} and _trusted(entry)]
+        asids = counted[0].record["es_asids"] if counted else facts.es_asids_in_use()
+        record = {
+            "run": run,
+            "shared": shared,
+            "expiry_s": expiry_s,
+            "token": token,
+            "es_asids": asids,
+            **who,
+        }
         self._own = OwnFile(self._directory, record)
         os.environ[RUN_VARIABLE] = run
         for entry in over:
@@ -115,6 +127,11 @@ class Lease:
                 os.unlink(entry.path)
         self._beat_later(expiry_s)
         return None
+
+    @property
+    def es_asids(self) -> Optional[int]:
+        """SEV-ES ASIDs in use when the first of the runs that have the host took it; None without a lease."""
+        return int(self._own.record["es_asids"]) if self._own else None
 
     def _beat_later(self, expiry_s: float) -> None:
         """After all that waits to be read: who was stopped hears first what it was told meanwhile."""

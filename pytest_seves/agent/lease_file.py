@@ -28,7 +28,7 @@ _SIZE = 4096
 _LONGEST = 64
 _KINDS: Dict[str, Any] = {
     **dict.fromkeys(("run", "user", "machine", "boot", "beat"), str),
-    **dict.fromkeys(("pid", "agent", "token", "since_ns", "expiry_s"), (int, float)),
+    **dict.fromkeys(("pid", "agent", "token", "since_ns", "expiry_s", "es_asids"), (int, float)),
     "shared": bool,
 }
 
@@ -47,7 +47,8 @@ class Entry:
     :ivar uid: whose it is.
     :ivar locked: its agent lives.
     :ivar record: run, user, machine, pid: the controller's; agent: the agent's pid; shared; token; boot;
-        since_ns, beat: monotonic, of the host; expiry_s: for how long the word of a silent agent counts.
+        since_ns, beat: monotonic, of the host; expiry_s: for how long the word of a silent agent counts;
+        es_asids: SEV-ES ASIDs that were in use before any run had the host.
     """
 
     path: str

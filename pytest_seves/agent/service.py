@@ -162,7 +162,7 @@ class Service:
 
     def _dispatch(self, message: dict[str, Any]) -> None:
         if "beat" in message:
-            self._beat(_positive(message["beat"]))
+            self._beat(_promise(message))
             return
         number, op, args = message.get("id"), message.get("op"), message.get("args", {})
         if not isinstance(number, int) or not isinstance(op, str) or not isinstance(args, dict):
@@ -205,7 +205,11 @@ class Service:
     # The operations: each gets `done`, `fail` and the request's args by name
 
     def _facts(self, done: Done, fail: command.Fail, timeout_s: float = 30.0, **args: Any) -> None:
-        command.call(self._loop, done, fail, function=facts.gather, args=args, timeout_s=_positive(timeout_s))
+        def gathered(found: dict[str, Any]) -> None:
+            done({**found, "es_asids_of_others": self._lease.es_asids})
+
+        limit = _positive(timeout_s)
+        command.call(self._loop, gathered, fail, function=facts.gather, args=args, timeout_s=limit)
 
     def _health(self, done: Done, fail: command.Fail, **args: Any) -> None:
         command.call(self._loop, done, fail, function=health.look, args=args, timeout_s=_HEALTH_S)
@@ -307,6 +311,18 @@ def _positive(seconds: float) -> float:
     if not 0 < seconds < 1e6:
         raise ValueError(f"timeout_s {seconds!r}: wanted a positive number of seconds")
     return seconds
+
+
+def _promise(message: dict[str, Any]) -> float:
+    """Within how many seconds the controller is heard again.
+
+    :raise FrameError: that is no time.
+    """
+    try:
+        return _positive(message["beat"])
+    except (TypeError, ValueError) as error:
+        text = "beat: wanted a positive number of seconds"
+        raise FrameError(text, repr(message).encode()) from error
 
 
 def _terminated(number: int, frame: object) -> NoReturn:

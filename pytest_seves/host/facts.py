@@ -117,7 +117,7 @@ class HostFacts:
     vm_types: int | None
     vmsa_features: int | None
     es_capacity: int | None
-    es_in_use: int | None
+    es_of_others: int | None
     memlock: int | None
     memlock_known: bool
     ipc_lock: bool
@@ -136,10 +136,10 @@ class HostFacts:
 
     @property
     def free_es_asids(self) -> int | None:
-        """SEV-ES guests that can still be started; None where the kernel does not count (no misc cgroup)."""
-        if self.es_capacity is None or self.es_in_use is None:
+        """SEV-ES guests that our runs may have at once; None where the kernel does not count them."""
+        if self.es_capacity is None or self.es_of_others is None:
             return None
-        return max(self.es_capacity - self.es_in_use, 0)
+        return max(self.es_capacity - self.es_of_others, 0)
 
     @property
     def kernel_version(self) -> tuple[int, ...]:
@@ -200,7 +200,7 @@ def decode_facts(raw: Json, *, now_ns: int | None = None) -> HostFacts:
         vm_types=_int(raw, "vm_types"),
         vmsa_features=_int(raw, "vmsa_features"),
         es_capacity=_int(capacity, "sev_es") if "sev_es" in capacity or not capacity else 0,
-        es_in_use=_int(current, "sev_es"),
+        es_of_others=_others(_int(current, "sev_es"), _int(raw, "es_asids_of_others")),
         memlock=limits[0] if limits and limits[0] >= 0 else None,
         memlock_known=bool(limits),
         ipc_lock=bool(_hex(_text(raw, "cap_eff")) & _CAP_IPC_LOCK),
@@ -236,6 +236,14 @@ def _int(raw: Json, key: str) -> int | None:
 
 def _strings(raw: Json) -> dict[str, str]:
     return {key: value for key, value in raw.items() if isinstance(value, str)}
+
+
+def _others(in_use: int | None, before: int | None) -> int | None:
+    """ASIDs that strangers hold: those of before our runs had the host, fewer if fewer are in use now.
+
+    Guests of our own make way for each other, and do not count.
+    """
+    return in_use if in_use is None or before is None else min(in_use, before)
 
 
 def _hex(text: str | None) -> int:

@@ -174,7 +174,8 @@ def meeting_place() -> Iterator[Path]:
 
 def later_lease(agent: LocalAgent, **changes: Any) -> Path:
     """The file of a run that had the host after the agent's, and ended; its token is 5."""
-    record = {"run": B, "user": "bob", "machine": "m", "pid": 1, "shared": False, "expiry_s": 30, "token": 5}
+    who = {"run": B, "user": "bob", "machine": "m", "pid": 1}
+    record = {**who, "shared": False, "expiry_s": 30, "token": 5, "es_asids": 0}
     file = OwnFile(str(agent.temp), {**record, **changes})
     file.close()
     return Path(file.path)

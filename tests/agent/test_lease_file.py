@@ -25,6 +25,7 @@ TENANT = {
     "shared": False,
     "expiry_s": 30,
     "token": 7,
+    "es_asids": 0,
 }
 
 

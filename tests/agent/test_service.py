@@ -47,8 +47,11 @@ def are_gone(pidfds: list[int]) -> bool:
         encode({"id": 1, "op": "exec", "args": []}),
         encode({"op": "exec"}),
         encode({"stream": "1.qmp", "data": "eA=="}),
+        encode({"beat": 0}),
+        encode({"beat": "soon"}),
+        encode({"beat": None}),
     ],
-    ids=["text", "oversize", "args", "no-id", "neither"],
+    ids=["text", "oversize", "args", "no-id", "neither", "beat-0", "beat-text", "beat-null"],
 )
 def test_garbage_from_the_controller(agent: LocalAgent, standing: Stand, garbage: bytes) -> None:
     """Nonsense is named on stderr, ends the agent with a status of its own, and everything it started."""

@@ -50,6 +50,23 @@ def test_it(kvm, launch_guest, sev_host, number):
     assert kvm(open_kvm())[0].errno is None
 """
 
+#: One of two workers looks at the host when the other one's guest stands, and then goes on.
+LOOKS = """
+import functools, os, pytest
+
+@functools.cache
+def look(target):
+    open("stands").close()
+    assert target.client.call("health")["misc"]["current"]["sev_es"] == 1
+    target.facts
+    open("seen", "w").close()
+
+@pytest.fixture(autouse=True)
+def looks(sev_host):
+    if os.environ["PYTEST_XDIST_WORKER"] == "gw1":
+        look(sev_host)
+"""
+
 
 def wait_gone(find: Callable[[], list[int]], within_s: float = WITHIN_S) -> None:
     """Wait until `find` finds no process any more.
@@ -180,6 +197,19 @@ def test_an_xdist_worker(rig: Rig, start_model: StartModel, distribution: str) -
     assert "crashed while running 'test_it.py::test_it[5]'" in result.text
     wait_gone(sessions(model, before))
     launch(model)
+
+
+def test_an_xdist_worker_that_holds_the_only_asid(rig: Rig, start_model: StartModel) -> None:
+    """Another worker that looks at the host meanwhile finds it ready: a guest of the run is no stranger's."""
+    model = start_model("linux-6.1:es_asids=1")
+    rig.host("lab1", model)
+    for fifo in ("stands", "seen"):
+        os.mkfifo(rig.path / fifo)
+    rig.write("conftest.py", LOOKS)
+    wrong = "open('stands', 'w').close(); open('seen').close(); os.kill(os.getpid(), signal.SIGKILL)"
+    rig.write("test_it.py", STANDING.format(wrong=wrong))
+    result = rig.run("--sev-host", "lab1", "-n", "2", "--dist", "load")
+    assert result.outcomes() == {"passed": 19, "error": 1}, result.text
 
 
 def test_silence(rig: Rig, start_model: StartModel, start_proxy: StartProxy) -> None:

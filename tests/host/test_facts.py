@@ -88,6 +88,17 @@ def test_a_milan_host() -> None:
     assert (facts.python, facts.kernel, facts.clock_skew_s) == ((3, 11, 2), "6.1.0-41-amd64", 1.5)
 
 
+@pytest.mark.parametrize(
+    ("in_use", "of_others", "free"),
+    [(2, None, 97), (99, 0, 99), (99, 99, 0), (3, 50, 96), (99, "many", 0), (None, 0, None)],
+    ids=["no-lease", "ours", "others", "some-have-gone", "nonsense", "not-counted"],
+)
+def test_asids_that_others_hold(in_use: int | None, of_others: object, free: int | None) -> None:
+    """Those of before the run count, and never more than are in use now."""
+    misc = {**MILAN["misc"], "current": {"sev_es": in_use}}
+    assert decode_facts({**MILAN, "misc": misc, "es_asids_of_others": of_others}).free_es_asids == free
+
+
 def test_reduced_phys_bits_is_never_zero() -> None:
     """QEMU refuses 0 ("it should be >=1"), also on a CPU whose leaf says 0."""
     assert decode_facts(with_leaf("0x8000001f", 0x1F, 47, 15, 5)).reduced_phys_bits == 1
