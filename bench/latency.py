@@ -2,10 +2,10 @@
 """What distance costs: the same tests on a model host behind a TCP proxy, at several round-trip times.
 
 Takes the wall time of all suites with four workers, as a distant host wants them, at the least and the
-greatest of them: the limit is about that. At each it takes the wall time of a small selection, most of which is connecting, and
-of launches in a row over one connection. What a launch takes longer at a distance, divided by the round-trip
-time, is how many round trips it waits for. Least times are taken: other work of the machine only adds. Prints
-one JSON object.
+greatest of them: the limit is about that. At each it takes the wall time of a small selection, most of which
+is connecting, and of launches in a row over one connection. What a launch takes longer at a distance, divided
+by the round-trip time, is how many round trips it waits for. Least times are taken: other work of the machine
+only adds. Prints one JSON object.
 
 Usage: python bench/latency.py [--rtt-ms 0 20 100] [--launches N] [--rounds N]
 """
