@@ -559,8 +559,11 @@ def test_the_same_guest_has_the_same_trace(kind: str) -> None:
     assert seen[0][2] > 1200
 
 
-def test_what_the_vmm_has_written_into_a_page_outlives_its_ciphertext() -> None:
+@pytest.mark.parametrize("data", [b"data", bytes(4096)], ids=["other", "what-was-there"])
+def test_what_the_vmm_has_written_into_a_page_outlives_its_ciphertext(data: bytes) -> None:
     """A device writes into a page that was private and is to be shared: the late ciphertext must not undo it.
+
+    Not even where it writes what the VMM's memory had before the guest used it.
 
     mov [0x1000], eax; out 0x80, al, where the VMM writes; mov ebx, [ALIAS + 0x1000]; mov [SHARED], ebx; hlt.
     """
@@ -571,10 +574,11 @@ def test_what_the_vmm_has_written_into_a_page_outlives_its_ciphertext() -> None:
     answer = board._answer
 
     def write_as_a_device(identifier: int, result: int) -> None:
-        board.memory.ram[0x1000:0x1004] = b"data"
+        board.memory.ram[0x1000 : 0x1000 + len(data)] = data
         answer(identifier, result)
 
     board.vm.supervisor.answer = write_as_a_device  # type: ignore[method-assign]
+    board.memory.ram[SHARED : SHARED + 4] = b"none"
     board.work()
     machine_of(board).memory.push()
-    assert board.memory.ram[SHARED : SHARED + 4] == b"data"
+    assert board.memory.ram[SHARED : SHARED + 4] == data[:4]
