@@ -34,8 +34,13 @@ LIMIT_S, GOAL_S = 36.0, 15.0
 _MEMORY = 256
 _BIOS = "/usr/share/ovmf/OVMF.fd"
 _CODE, _VARIABLES = "/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"
-#: Silent as SEV-ES on q35: Debian 12's OVMF loses RBP in its #VC path, and finds no PCI device.
-_SILENT_VERSION = "2022.11"
+#: Debian 12's OVMF loses RBP in its #VC path: silent as SEV-ES on q35, where it finds no PCI device. And with
+#: -bios it restores the variables, but not the area beside them that fault-tolerant writes read: zeros in a
+#: plain guest; noise in an encrypted one, another in each launch, and a fault in some.
+_VERSION = "2022.11"
+_EXCEPTION = b"!!!! X64 Exception Type"
+_LOST_RBP = "RBP lost in the #VC path: no PCI device on q35, so no console"
+_NOISE = "with -bios the work space of fault-tolerant writes is read before it was ever written"
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,11 @@ class Setup:
         """Such as ``es-pc-1-bios``."""
         return f"{self.kind}-{self.machine}-{self.vcpus}-{'pflash' if self.flash else 'bios'}"
 
+    @property
+    def reads_noise(self) -> bool:
+        """Whether it goes by memory that was never written, so that each launch may go another way."""
+        return self.kind != "plain" and not self.flash
+
 
 SETUPS = (
     *(Setup("es", "pc", vcpus, False) for vcpus in (1, 2, 4)),
@@ -59,7 +69,7 @@ SETUPS = (
     Setup("es", "q35", 1, False),
     *(Setup(kind, machine, 1, False) for kind in ("sev", "plain") for machine in ("pc", "q35")),
     *(Setup("plain", "pc", vcpus, False) for vcpus in (2, 4)),
-    Setup("plain", "pc", 1, True),
+    *(Setup(kind, "pc", 1, True) for kind in ("sev", "plain")),
 )
 
 
@@ -126,7 +136,8 @@ def boot(host: ModelHost, setup: Setup, *, binary: str, firmware: str, deadline_
     account = _account(log, before)
     now = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
-    return {"seconds": seconds, "cpu_s": cpu, "shell": PROMPT in text, "said": len(text), **account}
+    said = {"shell": PROMPT in text, "said": len(text), "exception": _EXCEPTION in text}
+    return {"seconds": seconds, "cpu_s": cpu, **said, **account}
 
 
 def _account(log: Path, before: int) -> dict[str, Any]:
@@ -150,10 +161,16 @@ def same_exits(boots: list[dict[str, Any]]) -> bool:
     return all(boot["checkpoints"] == longest[: len(boot["checkpoints"])] for boot in boots)
 
 
-def known_bug(setup: Setup, boots: list[dict[str, Any]], version: str) -> bool:
-    """Silent to the end as SEV-ES on q35, with a build that is known for it."""
-    silent = not any(boot["said"] for boot in boots)
-    return silent and (setup.kind, setup.machine) == ("es", "q35") and _SILENT_VERSION in version
+def known_bug(setup: Setup, boots: list[dict[str, Any]], version: str) -> str | None:
+    """What the guest itself does wrong, by the symptoms of all boots that did not reach the shell."""
+    lost = [boot for boot in boots if not boot["shell"]]
+    if not lost or _VERSION not in version:
+        return None
+    if (setup.kind, setup.machine) == ("es", "q35") and not any(boot["said"] for boot in boots):
+        return _LOST_RBP
+    if setup.reads_noise and all(boot["exception"] for boot in lost):
+        return _NOISE
+    return None
 
 
 def summary(setup: Setup, boots: list[dict[str, Any]], version: str) -> dict[str, Any]:
@@ -170,9 +187,10 @@ def summary(setup: Setup, boots: list[dict[str, Any]], version: str) -> dict[str
         "vmgexits": boots[-1]["counts"].get("0x81", 0),
         "guest_s": round(boots[-1]["guest_time_ns"] / 1e9, 1),
     }
-    if known_bug(setup, boots, version):
-        out["known_guest_bug"] = "RBP lost in the #VC path: no PCI device on q35, so no console"
-    out["ok"] = out["same_exits"] and (reached == len(boots) or "known_guest_bug" in out)
+    bug = known_bug(setup, boots, version)
+    if bug is not None:
+        out["known_guest_bug"] = bug
+    out["ok"] = (out["same_exits"] or setup.reads_noise) and (reached == len(boots) or bug is not None)
     return out
 
 

@@ -16,7 +16,7 @@ from ...spec import kvm
 from . import events
 from .instructions import control_access
 from .lapic import TPR
-from .layout import EFER_LMA, EFER_LME, EFER_NXE, EFER_SVME, HF_CS32, HF_CS64, RAX, RDX
+from .layout import EFER_LMA, EFER_LME, EFER_NXE, EFER_SVME, HF_CS32, HF_CS64, HF_SS32, RAX, RDX
 from .virtual_memory import CR0_PG, CR4_PAE
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def _write_cr0(cpu: Processor, value: int) -> bool:
     cpu.engine.write_register("CR0", value & 0xFFFFFFFF | _CR0_ET)
     cpu.engine.flush_tlb()
     cpu.select_paging()
+    cpu.engine.watch_interrupt_return(not value & _CR0_PE and bool(cpu.state.hflags & HF_SS32))
     track(cpu, cr0=value | _CR0_ET)
     return True
 

@@ -56,6 +56,7 @@ _AFTER_STATE = 0x4000
 _INSTRUCTIONS = sum(1 << code - 0x60 for code in vmcb.INSTRUCTIONS)
 _WRITE_TRAP = 0x100 + vmcb.CR0_WRITE_TRAP
 _CR8 = 1 << 8
+_IRET = 1 << vmcb.IRET - 0x60
 _MAGIC_CR, _MAGIC_DR, _MAGIC_TPR = 0x5A3C_A5C3, 0x3C5A_C3A5, 0xA
 _HOST_EFER = EFER_SVME | EFER_NXE | EFER_LMA | EFER_LME
 _MSR_EFER, _MSR_HSAVE = 0xC0000080, 0xC0010117
@@ -160,6 +161,10 @@ class Engine:
         """Exit at a write of CR8, which otherwise changes :attr:`task_priority` alone."""
         if bool(self._cr_writes.value & _CR8) != wanted:
             self._cr_writes.value ^= _CR8
+
+    def watch_interrupt_return(self, wanted: bool) -> None:
+        """Exit at IRET: in real mode the engine pops by SP, though SS may have a 32-bit stack still."""
+        self._instructions.value = _INSTRUCTIONS | (_IRET if wanted else 0)
 
     def flush_tlb(self) -> None:
         """Forget translations, after a change of page tables or of vCPU."""
@@ -360,6 +365,7 @@ class Engine:
         tail = at + len(words) + 4  # alignment; then nested_cr3, nested_pg_mode, v_tpr
         if at < 0 or struct.unpack_from("<Q", state, tail)[0] != TABLES or state[tail + 12] != _MAGIC_TPR:
             raise EngineUnavailable(not_as_it_was("SVM intercepts are elsewhere"))
+        self._instructions = array_at(ctypes.c_uint64, self._address + at)
         self._cr_writes = array_at(ctypes.c_uint16, self._address + at + 10)
         self.control.cr_writes = self._address + at + 10
         self.task_priority = array_at(ctypes.c_uint8, self._address + tail + 12)

@@ -35,6 +35,8 @@ _CONTRIBUTORY = frozenset({0, 10, 11, 12, 13})
 
 _FLAGS_TF, FLAGS_IF, _FLAGS_NT, _FLAGS_RF, _FLAGS_VM = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17
 _CLEARED = _FLAGS_TF | _FLAGS_NT | _FLAGS_RF | _FLAGS_VM
+#: What IRET takes from the stack: all but VM, VIF and VIP.
+_RETURNED = 0x257FD5
 _INTERRUPT_GATES = (0xE, 0x6)
 _GATES = (0xE, 0xF)
 _PRESENT, _CODE, _CONFORMING = 1 << 15, 1 << 11, 1 << 10
@@ -111,12 +113,26 @@ class Events:
     def _real(self, vector: int) -> None:
         state, flags = self._state, self.flags
         offset, selector = struct.unpack("<HH", self._memory.read(state.idt.base + 4 * vector, 4))
-        stack = state.regs[RSP] - 6 & 0xFFFF
+        mask = 0xFFFFFFFF if state.hflags & HF_SS32 else 0xFFFF
+        stack = state.regs[RSP] - 6 & mask
         frame = struct.pack("<3H", state.eip & 0xFFFF, state.segs[CS].selector & 0xFFFF, flags & 0xFFFF)
         self._memory.write(state.segs[SS].base + stack, frame)
-        state.regs[RSP] = state.regs[RSP] & ~0xFFFF | stack
+        state.regs[RSP] = state.regs[RSP] & ~mask | stack
         state.segs[CS].selector, state.segs[CS].base, state.eip = selector, selector << 4, offset
         self.flags = flags & ~(FLAGS_IF | _FLAGS_TF)
+
+    def return_real(self, size: int) -> None:
+        """IRET in real mode by the 32-bit stack that SS has kept; its operands have `size` bytes."""
+        state = self._state
+        stack, base = state.regs[RSP], state.segs[SS].base
+        offset, selector, flags = (
+            self._memory.read_number(base + stack + size * index, size) for index in range(3)
+        )
+        state.regs[RSP], state.eip = stack + 3 * size & 0xFFFFFFFF, offset
+        state.segs[CS].selector, state.segs[CS].base = selector & 0xFFFF, (selector & 0xFFFF) << 4
+        changed = _RETURNED & (1 << 8 * size) - 1
+        self.flags = self.flags & ~changed | flags & changed
+        state.hflags &= ~HF_INHIBIT_IRQ
 
     def _long(self, vector: int, error: int | None, software: bool) -> None:
         state, flags = self._state, self.flags

@@ -12,6 +12,7 @@ Sources: AMD64 Architecture Programmer's Manual volume 2 (24593), 15.34 (SEV); K
 from __future__ import annotations
 
 import mmap
+import os
 from typing import NamedTuple
 
 from .. import encryption
@@ -50,6 +51,7 @@ class GuestMemory:
         self._engine = engine
         self._target = target
         self._key = key
+        self._mark_key = os.urandom(encryption.KEY_SIZE)
         addresses = Addresses()
         self._pool = Pool(engine, addresses)
         self._files = SharedFiles(engine, addresses, process)
@@ -136,7 +138,8 @@ class GuestMemory:
         if slot is None or not self.encrypted:
             return False
         page = self._page(gpa & -PAGE, slot, True)
-        self._will_write(page)
+        if not page.readonly:
+            self._will_write(page)
         for private in (False, True):
             self._map(private, page, True)
         return True
@@ -183,7 +186,7 @@ class GuestMemory:
         page = self._pages.get(gpa & -PAGE)
         if page is None or not page.private:
             return self.page(gpa, False).read(gpa, size)
-        self._make_ciphertext(page)
+        self._bring_up_to_date([page])
         return self._target.read(page.host + gpa % PAGE, size)
 
     def host_write(self, gpa: int, data: bytes) -> None:
@@ -243,12 +246,11 @@ class GuestMemory:
             at = gpa - slot.gpa
             return Page(gpa, host, Place(memory, offset + at, physical + at), False, slot.readonly)
         data = self._host_pages(host, PAGE)
-        seen = hash(data)
         if private:
             data = encryption.decrypt(self._key or b"", host, data)
         place = self._pool.take()
         place.memory[place.offset : place.offset + PAGE] = data
-        page = Page(gpa, host, place, private, slot.readonly, seen=seen)
+        page = Page(gpa, host, place, private, slot.readonly)
         if not private:
             page.twin = data
             if not slot.readonly:  # a ROM stays what it is while its slot is there
@@ -281,27 +283,48 @@ class GuestMemory:
     # Ciphertext
 
     def _will_write(self, page: Page) -> None:
+        if page.written:
+            return
         page.written = True
         self._written[page.gpa] = page
+        self._to_host(page.host, self._mark(page))
 
-    def _make_ciphertext(self, page: Page) -> None:
+    def _mark(self, page: Page) -> bytes:
+        """What stands for ciphertext that is not made yet, and that no device writes by chance."""
+        return encryption.encrypt(self._mark_key, page.host, bytes(PAGE))
+
+    def _make_ciphertext(self, page: Page) -> bool:
+        """Bring the VMM's view up to date; whether the VMM has written there meanwhile.
+
+        Its devices do that once the page is to be shared, and nothing else tells of it: what they wrote
+        stays.
+        """
         if not page.written:
-            return
+            return False
         page.written = False
         self._written.pop(page.gpa, None)
-        if hash(self._host_pages(page.host, PAGE)) != page.seen:
-            return  # the VMM has written there since, as its devices do once the page is to be shared
         data = page.place.memory[page.place.offset : page.place.offset + PAGE]
         ciphertext = encryption.encrypt(self._key or b"", page.host, data)
-        page.seen = hash(ciphertext)
-        self._to_host(page.host, ciphertext)
+        mark, now = self._mark(page), self._host_pages(page.host, PAGE)
+        if now == mark:
+            self._to_host(page.host, ciphertext)
+            return False
+        for at in range(0, PAGE, encryption.BLOCK_SIZE):
+            end = at + encryption.BLOCK_SIZE
+            if now[at:end] == mark[at:end]:
+                self._to_host(page.host + at, ciphertext[at:end])
+        return True
 
     def make_ciphertext(self, limit: int = _CIPHERTEXT_AT_ONCE) -> None:
         """Bring the VMM's view of pages that the guest wrote up to date, the oldest first."""
-        pages = list(self._written.values())[:limit]
+        self._bring_up_to_date(list(self._written.values())[:limit])
+
+    def _bring_up_to_date(self, pages: list[Page]) -> None:
         for page in pages:
-            self._make_ciphertext(page)
-            self._map(True, page, False)
+            if self._make_ciphertext(page):
+                self._drop(page)
+            else:
+                self._map(True, page, False)
         if pages:
             self._engine.flush_tlb()
 

@@ -22,6 +22,8 @@ _VMMCALL = b"\x0f\x01\xd9"
 _VMGEXIT = b"\xf3" + _VMMCALL
 _ENOSYS = 1000
 _PAUSE_OPCODE = b"\x90"
+_IRET = b"\xcf"
+_LONGEST = 15
 _INVD = b"\x0f\x08"
 INVALID_OPCODE = 6
 _FETCH = 1 << 4  # EXITINFO1 of a nested page fault
@@ -95,6 +97,12 @@ def _hlt(cpu: Processor) -> exits.Handling | None:
 
 def _to_vmm(reason: exits.Exit) -> exits.Handling:
     yield reason
+
+
+def _iret(cpu: Processor) -> None:
+    code = cpu.code(_LONGEST)
+    wide = b"\x66" in code[: code.index(_IRET)]
+    cpu.machine.events.return_real(4 if wide else 2)
 
 
 def _skipped(code: int, length: int) -> Callable[[Processor], None]:
@@ -180,6 +188,7 @@ def _not_memory(cpu: Processor) -> exits.Handling | None:
 _HANDLERS: Mapping[int, Callable[[Processor], exits.Handling | None]] = {
     vmcb.VINTR: _window,
     vmcb.CPUID: _cpuid,
+    vmcb.IRET: _iret,
     vmcb.PAUSE: _pause,
     vmcb.RDTSC: _rdtsc,
     vmcb.RDTSCP: _rdtscp,

@@ -18,7 +18,6 @@ class Page:
 
     :ivar twin: of a copy, what both sides had when they were last the same.
     :ivar executable: that code may be in it, so that the engine has to look at writes.
-    :ivar seen: hash of what the VMM's memory held when we last read or wrote it.
     :ivar written: of a private page, that the guest has changed it since its ciphertext was made.
     """
 
@@ -30,7 +29,6 @@ class Page:
     twin: bytes | None = None
     written: bool = False
     executable: bool = True
-    seen: int = 0
     run: Run | None = None
     index: int = 0
 

@@ -106,6 +106,22 @@ def test_page_changes_sides_by_way_of_its_ciphertext() -> None:
     assert guest.read(0x2000, 16, False) == b"plain text here."
 
 
+def test_blocks_that_the_vmm_has_written_are_its_own() -> None:
+    """The others of the page get their ciphertext, and what the guest writes later is not lost."""
+    vmm = Vmm()
+    guest = memory(vmm, KEY)
+    guest.write(0x2000, b"guest's own data" * 3, True)
+    vmm.memory[0x2010:0x2014] = b"host"
+    guest.make_ciphertext()
+    assert vmm.memory[0x2010:0x2014] == b"host"
+    assert guest.read(0x2000, 16, True) == guest.read(0x2020, 16, True) == b"guest's own data"
+    assert guest.read(0x2010, 16, True) != b"guest's own data"
+    guest.write(0x2010, b"as it was before", True)
+    guest.make_ciphertext()
+    assert guest.read(0x2010, 4, False) == vmm.memory[0x2010:0x2014] != b"host"
+    assert guest.read(0x2000, 48, True) == b"guest's own dataas it was beforeguest's own data"
+
+
 def test_host_sees_ciphertext_of_a_private_page() -> None:
     """KVM's own view of a GHCB that the guest forgot to share."""
     guest = memory(Vmm(), KEY)

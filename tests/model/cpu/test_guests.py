@@ -91,6 +91,33 @@ def test_real_mode_to_protected_to_long_mode() -> None:
     assert board.ports == [(0x3F8, b"L")]
 
 
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("kind", ["es", "plain"])
+def test_real_mode_returns_by_the_stack_of_protected_mode(kind: str, size: int) -> None:
+    """SS keeps its 32-bit stack when protected mode ends, and IRET of either size pops above 64 KiB.
+
+    lgdt cs:[0x8060]; mov eax, cr0; or al, 1; mov cr0, eax; mov bx, 16; mov ss, bx; mov esp, 0x20000; push
+    0xad7, 0x900 and 0x34; and al, 0xfe; mov cr0, eax; iret. At 0900:0034: pushf; pop ax; mov cs:[0x100], ax;
+    mov cs:[0x104], esp; mov cs:[0x108], cs; int 0x40; hlt. At 0900:0070, its handler:
+    mov cs:[0x10c], esp; iret
+    """
+    prefix = b"\x66" if size == 4 else b""
+    code = bytes.fromhex("662e0f01166080 0f20c0 0c01 0f22c0 bb1000 8ed3 66bc00000200")
+    code += b"".join(prefix + b"\x68" + value.to_bytes(size, "little") for value in (0xAD7, 0x900, 0x34))
+    code += bytes.fromhex("24fe 0f22c0") + prefix + b"\xcf"
+    gdtr = (31).to_bytes(2, "little") + (0xFFFF8070).to_bytes(4, "little")
+    code = code.ljust(0x60, b"\x90") + gdtr.ljust(16, b"\0") + DESCRIPTORS
+    board = Board(code, kind, at=0x8000, registers=start_at(0x8000))
+    target = bytes(0x34) + bytes.fromhex("9c58 2ea30001 662e89260401 2e8c0e0801 cd40 f4")
+    board.put(0x9000, target.ljust(0x70, b"\x90") + bytes.fromhex("662e89260c01 cf"))
+    board.put(0, bytes(0x100) + bytes.fromhex("70000009"))
+    board.work()
+    seen = [board.guest(at, 4) for at in (0x9100, 0x9104, 0x9108, 0x910C)]
+    assert seen == [0xAD7, 0x20000, 0x900, 0x1FFFA]
+    assert machine_of(board).processors[0].activity is Activity.HALTED
+    assert machine_of(board).engine.state.regs[4] == 0x20000
+
+
 @pytest.mark.parametrize("kind", ["es", "sev", "plain"])
 def test_registers_come_from_where_the_kind_has_them(kind: str) -> None:
     """The save area, or KVM's registers: lea rax, [rdi + 1]; mov [0x1000], rax; hlt."""
@@ -532,8 +559,11 @@ def test_the_same_guest_has_the_same_trace(kind: str) -> None:
     assert seen[0][2] > 1200
 
 
-def test_what_the_vmm_has_written_into_a_page_outlives_its_ciphertext() -> None:
+@pytest.mark.parametrize("data", [b"data", bytes(4096)], ids=["other", "what-was-there"])
+def test_what_the_vmm_has_written_into_a_page_outlives_its_ciphertext(data: bytes) -> None:
     """A device writes into a page that was private and is to be shared: the late ciphertext must not undo it.
+
+    Not even where it writes what the VMM's memory had before the guest used it.
 
     mov [0x1000], eax; out 0x80, al, where the VMM writes; mov ebx, [ALIAS + 0x1000]; mov [SHARED], ebx; hlt.
     """
@@ -544,10 +574,11 @@ def test_what_the_vmm_has_written_into_a_page_outlives_its_ciphertext() -> None:
     answer = board._answer
 
     def write_as_a_device(identifier: int, result: int) -> None:
-        board.memory.ram[0x1000:0x1004] = b"data"
+        board.memory.ram[0x1000 : 0x1000 + len(data)] = data
         answer(identifier, result)
 
     board.vm.supervisor.answer = write_as_a_device  # type: ignore[method-assign]
+    board.memory.ram[SHARED : SHARED + 4] = b"none"
     board.work()
     machine_of(board).memory.push()
-    assert board.memory.ram[SHARED : SHARED + 4] == b"data"
+    assert board.memory.ram[SHARED : SHARED + 4] == data[:4]
