@@ -214,20 +214,37 @@ class Service:
     def _health(self, done: Done, fail: command.Fail, **args: Any) -> None:
         command.call(self._loop, done, fail, function=health.look, args=args, timeout_s=_HEALTH_S)
 
-    def _calls(self, done: Done, fail: command.Fail, timeout_s: float, program: list[Any]) -> None:
+    def _calls(
+        self,
+        done: Done,
+        fail: command.Fail,
+        timeout_s: float,
+        program: list[Any],
+        side_by_side: int | None = None,
+    ) -> None:
+        """Run a program, which may take an ASID: it waits for a place as a launch does."""
         limit, args = _positive(timeout_s), {"program": steps.check(program)}
+        places = self._observations.places
         self._lease.check()
 
         def ended(result: dict[str, Any]) -> None:
+            places.give_back()
             self._turns.give_back()
             done(result)
 
         def failed(kind: str, text: str, evidence: dict[str, Any]) -> None:
+            places.give_back()
+            refused(kind, text, evidence)
+
+        def refused(kind: str, text: str, evidence: dict[str, Any]) -> None:
             self._turns.give_back()
             fail(kind, text, evidence)
 
-        def granted() -> None:
+        def placed() -> None:
             command.call(self._loop, ended, failed, function=calls.run, args=args, timeout_s=limit)
+
+        def granted() -> None:
+            places.take(side_by_side, 0, placed, refused, limit)
 
         self._turns.share(granted, fail, limit)
 

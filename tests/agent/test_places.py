@@ -70,3 +70,18 @@ def test_a_launch_that_cannot_be_made_leaves_its_place(agent: LocalAgent, standi
     assert "error" in agent.call("observe", **{**vmm.request, "mode": "sideways"})
     agent.ask("observe", **vmm.request)
     assert vmm.runs()
+
+
+def test_a_program_of_calls_waits_for_a_place(start_agent: Callable[[], LocalAgent], standing: Stand) -> None:
+    """It may take an ASID too: while a guest has the only place it is not run, and it gives its own back."""
+    busy, other = start_agent(), start_agent()
+    first, next_one = standing(side_by_side=1), standing(side_by_side=1)
+    busy.ask("observe", **first.request)
+    vmm, _ = first.pids()
+    step = {"do": "memory", "as": "page", "size": 4096}
+    program: dict[str, Any] = {"program": [step], "side_by_side": 1}
+    assert other.call("calls", **program, timeout_s=0.2)["error"]["kind"] == "Busy"
+    os.kill(vmm, signal.SIGKILL)
+    assert len(other.call("calls", **program, timeout_s=20)["ok"]["answers"]) == 1
+    other.ask("observe", **next_one.request)
+    assert next_one.runs()
