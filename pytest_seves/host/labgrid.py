@@ -86,7 +86,7 @@ class _Place:
                 )
             if now >= next_line:
                 held = f"place {self.name} is held by {holder} in labgrid"
-                say(f"{self._host.name}: {held}, waiting up to {math.ceil(left)} s")
+                say(f"{self._host.name}: {held}, waiting up to {max(round(left), 1)} s")
                 next_line = now + TELL_S
             time.sleep(min(_AGAIN_S, left))
 

@@ -84,7 +84,7 @@ def take(client: AgentClient, tenant: Tenant, say: Say) -> None:
                 host=host.name,
                 holder=told["held"],
             )
-        say(f"{host.name}: {holder}, waiting up to {math.ceil(left)} s")
+        say(f"{host.name}: {holder}, waiting up to {max(round(left), 1)} s")
         step = min(TELL_S, left)
 
 
