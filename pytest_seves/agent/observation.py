@@ -9,11 +9,11 @@ import time
 from typing import Any, Callable, Dict, List, Optional
 
 from pytest_seves.agent import command, usage
+from pytest_seves.agent.admission import Admission
 from pytest_seves.agent.conversation import Conversation
 from pytest_seves.agent.launch import Launch
 from pytest_seves.agent.lease import Lease
 from pytest_seves.agent.loop import Loop
-from pytest_seves.agent.places import Places
 from pytest_seves.agent.script import NEVER, load
 from pytest_seves.agent.turns import Turns
 
@@ -34,12 +34,18 @@ class Observations:
     """
 
     def __init__(
-        self, loop: Loop, lease: Lease, turns: Turns, guard: Guard, empty_file: Callable[[str], str]
+        self,
+        loop: Loop,
+        lease: Lease,
+        turns: Turns,
+        admission: Admission,
+        guard: Guard,
+        empty_file: Callable[[str], str],
     ) -> None:
         self.loop = loop
         self.lease = lease
         self.turns = turns
-        self.places = Places(loop)
+        self.admission = admission
         self.guard = guard
         self.empty_file = empty_file
         self.numbers = itertools.count(1)
@@ -110,18 +116,12 @@ class Observation:
     def begin(self, side_by_side: Optional[int], memory_mib: int) -> None:
         """Wait for a turn and a place, and launch."""
 
-        def placed() -> None:
-            if not self._all.guard(self._fail, self._start):
-                self._leave()
-
-        def refused(kind: str, text: str, evidence: Dict[str, Any]) -> None:
-            self._all.turns.give_back()
-            self._fail(kind, text, evidence)
-
         def granted() -> None:
-            self._all.places.take(side_by_side, memory_mib, placed, refused, self._timeout_s)
+            if not self._all.guard(self._fail, self._start):
+                self._all.admission.leave()
 
-        self._count(lambda: self._all.turns.share(granted, self._fail, self._timeout_s))
+        enter = (side_by_side, memory_mib, granted, self._fail, self._timeout_s)
+        self._count(lambda: self._all.admission.enter(*enter))
 
     def _count(self, then: Callable[[], None]) -> None:
         """Go on once it is known what guests hold of the host, if that is of interest."""
@@ -144,10 +144,6 @@ class Observation:
         self._launch = Launch(next(self._all.numbers), loop, **given)
         self._talk = Conversation(loop, self._launch, self._script, self._all.empty_file, self._talked)
 
-    def _leave(self) -> None:
-        self._all.places.give_back()
-        self._all.turns.give_back()
-
     def _talked(self, failure: Optional[OSError]) -> None:
         """The conversation is over."""
         self._over, self._failure = True, failure
@@ -164,7 +160,7 @@ class Observation:
     def _ended(self) -> None:
         """The VMM and its recorder are gone."""
         self._gone = True
-        self._leave()
+        self._all.admission.leave()
         self._finish()
 
     def _finish(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Callable, NoReturn
 
 from pytest_seves.agent import calls, command, facts, files, health, lineage, provision
 from pytest_seves.agent import program as steps
+from pytest_seves.agent.admission import Admission
 from pytest_seves.agent.asid_holder import AsidHolder
 from pytest_seves.agent.frames import Decoder, FrameError, encode
 from pytest_seves.agent.lease import EXIT_STATUS, Lease, LeaseLost
@@ -49,7 +50,10 @@ class Service:
         self._temp: files.TempDir | None = None
         self._lease = Lease(self._loop)
         self._turns = Turns(self._loop)
-        self._observations = Observations(self._loop, self._lease, self._turns, self._guard, self._empty_file)
+        self._admission = Admission(self._loop, self._turns)
+        self._observations = Observations(
+            self._loop, self._lease, self._turns, self._admission, self._guard, self._empty_file
+        )
         self._holder: AsidHolder | None = None
         self._heard = 0.0
         self._silence: Timer | None = None
@@ -224,29 +228,20 @@ class Service:
     ) -> None:
         """Run a program, which may take an ASID: it waits for a place as a launch does."""
         limit, args = _positive(timeout_s), {"program": steps.check(program)}
-        places = self._observations.places
         self._lease.check()
 
         def ended(result: dict[str, Any]) -> None:
-            places.give_back()
-            self._turns.give_back()
+            self._admission.leave()
             done(result)
 
         def failed(kind: str, text: str, evidence: dict[str, Any]) -> None:
-            places.give_back()
-            refused(kind, text, evidence)
-
-        def refused(kind: str, text: str, evidence: dict[str, Any]) -> None:
-            self._turns.give_back()
+            self._admission.leave()
             fail(kind, text, evidence)
 
-        def placed() -> None:
+        def granted() -> None:
             command.call(self._loop, ended, failed, function=calls.run, args=args, timeout_s=limit)
 
-        def granted() -> None:
-            places.take(side_by_side, 0, placed, refused, limit)
-
-        self._turns.share(granted, fail, limit)
+        self._admission.enter(side_by_side, 0, granted, fail, limit)
 
     def _exec(self, done: Done, fail: command.Fail, timeout_s: float, **args: Any) -> None:
         command.run(self._loop, done, timeout_s=_positive(timeout_s), **args)

@@ -50,12 +50,11 @@ class Kvm:
         """
         program = tuple(flat(steps))
         wire = [{**step.wire, "needed": step.needed} for step in program]
-        limits = (self._target.entry.max_guests, self._target.facts.free_es_asids)
         request = {
             "program": wire,
             "timeout_s": timeout_s,
             # As a guest: what it finds of the ASIDs is not to depend on who launches meanwhile.
-            "side_by_side": min(filter(None, limits), default=None),
+            "side_by_side": self._target.side_by_side(),
         }
         # For a turn, for a place, and for the program.
         told = self._target.client.call("calls", request, timeout_s=3 * timeout_s + _MARGIN_S)

@@ -93,14 +93,14 @@ class Launcher:
         kept = self._kept[spec]
         if isinstance(kept, RigError):
             raise kept
-        self.tell(kept)
-        self.on_launch(spec, kept)
+        self.tell(spec, kept)
         return kept
 
-    def tell(self, launch: Launch) -> None:
-        """Say where the evidence of this launch is."""
+    def tell(self, spec: GuestSpec, launch: Launch) -> None:
+        """Say which guest the test gets, and where its evidence is."""
         if launch.folder:
             self.on_evidence(launch.folder, self._records[launch.folder])
+        self.on_launch(spec, launch)
 
     def made(self, name: str, make: Callable[[], str]) -> str:
         """What `make` makes by chance for a guest, a key or a session: part of the evidence.
@@ -166,13 +166,14 @@ class Launcher:
         target.require_ready()
         if spec.init_path == "INIT2":
             require_init2(target.name, target.facts)
-        argv, limit = self._argv(spec), _LAUNCH_S + _LAUNCH_VCPU_S * spec.vcpus
+        placed = self._on_host(spec)
+        argv, limit = self._argv(placed), _LAUNCH_S + _LAUNCH_VCPU_S * spec.vcpus
         limit += sum(step.timeout_s for step in spec.steps if isinstance(step, Console)) if spec.kernel else 0
         self.launched += 1
         started, given = datetime.now(UTC), {**self._circumstances(spec), "timeout_s": limit, "usage": usage}
         with target.progress.work(f"{target.name}: launching a {spec.vcpus}-vCPU guest"):
             launch = observe(target.client, argv, host=target.name, spec=spec, **given)
-        return self._write(launch, spec, started) if self._archive else launch
+        return self._write(launch, spec, placed, started)
 
     def keep(self, spec: GuestSpec, minutes: float) -> Kept:
         """Launch it once more and leave it running for a person to look at, `minutes` at most."""
@@ -181,7 +182,8 @@ class Launcher:
         extra = (*spec.extra, *qemu.attachable(f"{sockets}.qmp", f"{sockets}.hmp"))
         kept = replace(spec, extra=extra, ends=NEVER)
         self.launched += 1
-        begun = begin(client, self._argv(kept), spec=kept, timeout_s=limit, **self._circumstances(spec))
+        argv = self._argv(self._on_host(kept))
+        begun = begin(client, argv, spec=kept, timeout_s=limit, **self._circumstances(spec))
         where, deadline = (f"{sockets}.qmp", f"{sockets}.hmp"), time.monotonic() + begun["left_s"]
         return Kept(self._target.entry, begun["launch"], *where, deadline, begun["phase"])
 
@@ -190,10 +192,10 @@ class Launcher:
         left = 0.1 if kept.phase else max(kept.deadline - time.monotonic(), 0.0) + _SETTLE_S
         self._target.client.call("wait", {"launch": kept.number, "timeout_s": left})
 
-    def _argv(self, spec: GuestSpec) -> tuple[str, ...]:
+    def _argv(self, placed: GuestSpec) -> tuple[str, ...]:
         facts = self._target.facts
         return qemu.arguments(
-            self._heeded(self._on_host(spec)),
+            self._heeded(placed),
             binary=self._target.entry.vmm.binary,
             firmware=facts.firmware.path or "",
             cbit=facts.cbitpos or 0,
@@ -218,17 +220,8 @@ class Launcher:
         return {
             "rules": (*fault_rules(spec.faults), *rules),
             "qmp_rules": tuple(said),
-            "side_by_side": self._side_by_side(spec),
+            "side_by_side": self._target.side_by_side(es=spec.es),
         }
-
-    def _side_by_side(self, spec: GuestSpec) -> int | None:
-        """As many guests as the lab file allows, and SEV-ES guests as ASIDs were free when the run began.
-
-        The limit on locked memory is one of each VM, and --sev-check looks at it.
-        """
-        free = self._target.facts.free_es_asids if spec.es else None
-        limits = [limit for limit in (self._target.entry.max_guests, free) if limit]
-        return min(limits, default=None)
 
     def _heeded(self, spec: GuestSpec) -> GuestSpec:
         """What the VMM makes of it: with some defects it does not heed all that it is told."""
@@ -243,15 +236,18 @@ class Launcher:
         told = self._target.client.call("exec", {"argv": argv, "timeout_s": _PROBE_S, "limit": 1 << 16})
         return qemu.sev_guest_properties(base64.b64decode(told["stdout"]).decode(errors="replace"))
 
-    def _write(self, launch: Launch, spec: GuestSpec, started: datetime) -> Launch:
-        """Write it down; the same launch, which knows where."""
+    def _write(self, launch: Launch, spec: GuestSpec, placed: GuestSpec, started: datetime) -> Launch:
+        """Write it down, where evidence is kept; the same launch, which knows where.
+
+        :param placed: the spec with names of files on the host.
+        """
         if self._archive is None:
             return launch
         record = spec_record(spec, self._put)
         more = {
             "started": started.isoformat(),
             "ended": datetime.now(UTC).isoformat(),
-            "environment": self._environment(spec_record(self._on_host(spec), self._put)),
+            "environment": self._environment(spec_record(placed, self._put)),
             "measurement": _measurement(launch),
         }
         kind = "launch" if launch.usage is None else "alone"
@@ -310,8 +306,7 @@ class Alone:
         self._launcher.served += 1
         self._launcher.last = spec = GuestSpec.of(**options)
         launch = self._launcher.launch(spec, usage=True)
-        self._launcher.tell(launch)
-        self._launcher.on_launch(spec, launch)
+        self._launcher.tell(spec, launch)
         return launch
 
     def leave_free(self, es_asids: int | None) -> int:

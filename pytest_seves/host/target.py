@@ -133,6 +133,14 @@ class Target:
         self._keep_facts(raw, now_ns, self.entry)
         return decode_facts(raw, now_ns=now_ns)
 
+    def side_by_side(self, *, es: bool = True) -> int | None:
+        """As many guests as the lab file allows, and SEV-ES guests as ASIDs are free to our runs; None: any.
+
+        The limit on locked memory is one of each VM, and --sev-check looks at it.
+        """
+        free = self.facts.free_es_asids if es else None
+        return min(filter(None, (self.entry.max_guests, free)), default=None)
+
     @cached_property
     def readiness(self) -> list[Row]:
         """The rows of `--sev-check`."""
