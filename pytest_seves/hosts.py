@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -177,13 +176,13 @@ class Hosts:
         file = self._options.artifacts / entry.name / _FACTS
         if file.exists():
             return
-        from .guest.archive import write_whole, writing
+        from .evidence.folder import json_file, write_whole
+        from .guest.archive import writing
         from .host.facts_file import facts_record
 
-        content = json.dumps(facts_record(raw, now_ns, entry), indent=1).encode("ascii")
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, content + b"\n")
+            write_whole(file, json_file(facts_record(raw, now_ns, entry)))
 
     def keep_failed(self, minutes: float, say: Callable[[str], None]) -> None:
         """Launch the guest of each host's first failure again, and wait until nobody looks at it any more."""

@@ -17,8 +17,8 @@ import pytest
 from . import __version__
 from .errors import UsageError
 from .evidence.bundle import ABOUT, FORMAT, RESULTS, VERSION
-from .evidence.folder import Folder
-from .guest.archive import remove_halves, write_whole
+from .evidence.folder import Folder, json_file, write_whole
+from .guest.archive import remove_halves
 from .hosts import Hosts
 from .options import Options
 from .report import catalogue, plan
@@ -128,7 +128,7 @@ class Ledger:
         return sorted(str(path) for path in links if path.parts[0] in mine)
 
     def _write(self) -> None:
-        write_whole(self._folder / ABOUT, json.dumps(self._about, indent=1).encode("ascii") + b"\n")
+        write_whole(self._folder / ABOUT, json_file(self._about))
 
     def _copy_catalogues(self, suite: Path) -> None:
         if suite in self._suites:

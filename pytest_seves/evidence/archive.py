@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 
+from .folder import json_file
 from .launch import Launch
 from .launch_folder import derived_files, fields, raw_files
 
@@ -16,8 +16,7 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 
 def members(launch: Launch) -> dict[str, bytes]:
     """Files by name, as in the launch's folder of a bundle: as recorded, and for people, escaped."""
-    about = json.dumps(fields(launch), indent=1).encode("ascii") + b"\n"
-    return {"launch.json": about, **raw_files(launch), **derived_files(launch)}
+    return {"launch.json": json_file(fields(launch)), **raw_files(launch), **derived_files(launch)}
 
 
 def archive(launch: Launch) -> bytes:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Files below a directory that somebody else filled: no name leads out of it, no read is without a bound."""
+"""Files below a directory: read as somebody else may have filled it, written as a whole or not at all.
+
+No name leads out of it, and no read is without a bound.
+"""
 
 from __future__ import annotations
 
@@ -135,6 +138,18 @@ class Folder:
             os.close(descriptor)
             raise self.error(name, "wanted a regular file")
         return open(descriptor, "rb")
+
+
+def json_file(value: object) -> bytes:
+    """What a JSON file of a bundle or a report holds: ASCII, so that no text in it is more than data."""
+    return json.dumps(value, indent=1).encode("ascii") + b"\n"
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file so that a reader finds all of it, or what was there before."""
+    new = file.with_name(f".tmp-{os.getpid()}-{file.name}")
+    new.write_bytes(content)
+    new.rename(file)
 
 
 def _fits(name: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from pytest_seves.errors import EvidenceError
 from pytest_seves.text import one_line, plain
 
+from .folder import json_file
 from .gdb import GdbTranscript
 from .launch import Exit, Launch, Output, Usage
 from .qmp import Exchange, QmpTranscript
@@ -40,10 +41,10 @@ def raw_files(launch: Launch) -> dict[str, bytes]:
     """Files, by name, that hold the rest exactly."""
     found = {
         "timeline.jsonl": zlib.decompress(launch.recording_z),
-        "qmp.json": _json(asdict(launch.qmp)),
+        "qmp.json": json_file(asdict(launch.qmp)),
     }
     if launch.gdb != GdbTranscript():
-        found["gdb.json"] = _json(asdict(launch.gdb))
+        found["gdb.json"] = json_file(asdict(launch.gdb))
     for name in OUTPUTS:
         output: Output = getattr(launch, name)
         found[f"{name}.raw"] = output.head + output.tail
@@ -92,10 +93,6 @@ def launch_of(manifest: Mapping[str, Any], read: Callable[[str], bytes], *, fold
         )
     except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         raise EvidenceError(f"the launch cannot be read: {type(error).__name__}: {error}") from error
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, indent=1).encode("ascii") + b"\n"
 
 
 def _qmp(record: Mapping[str, Any]) -> QmpTranscript:

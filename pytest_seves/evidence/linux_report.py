@@ -15,7 +15,7 @@ from typing import Any
 from pytest_seves.spec.ghcb import SEV_STATUS_SEV, SEV_STATUS_SEV_ES
 
 from .probe_line import LINUX_FIELDS, VERSION, Line, LineError, parse_line
-from .probe_report import MAX_BYTES, Draft, refuse
+from .probe_report import read_drafts, refuse
 
 _GUEST = "the Linux guest"
 _OURS = f"{VERSION} ".encode()
@@ -109,18 +109,7 @@ def read_linux_reports(console: bytes) -> tuple[LinuxReport, ...]:
 
     :raise Undecided: a line of ours is damaged, missing, or contradicts the rest.
     """
-    if len(console) > MAX_BYTES:
-        refuse(console, 0, f"wanted at most {MAX_BYTES} bytes, got {len(console)}: a flood", _GUEST)
-    drafts: list[Draft] = []
-    for offset, line in _lines(console):
-        if line.kind == "begin":
-            drafts.append(Draft())
-        elif not drafts:
-            refuse(console, offset, f"wanted a begin line first, got {line.kind}", _GUEST)
-        problem = drafts[-1].add(line)
-        if problem:
-            refuse(console, offset, problem, _GUEST)
-    return tuple(_report(draft.lines) for draft in drafts)
+    return tuple(_report(draft.lines) for draft in read_drafts(console, _lines(console), _GUEST))
 
 
 def _lines(console: bytes) -> Iterator[tuple[int, Line]]:

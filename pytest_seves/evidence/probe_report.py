@@ -17,6 +17,7 @@ from .probe_line import VERSION, Line, LineError, parse_line
 
 #: More than 4096 vCPUs say in any scenario that ends; what is longer is a flood.
 MAX_BYTES = 4 << 20
+_GUEST = "the probe guest"
 _SHOWN = 400  # bytes of the console in a message, around the place
 
 
@@ -172,18 +173,7 @@ def read_reports(console: bytes) -> tuple[ProbeReport, ...]:
 
     :raise Undecided: something on the console is no line of a report, is missing, or contradicts the rest.
     """
-    if len(console) > MAX_BYTES:
-        refuse(console, 0, f"wanted at most {MAX_BYTES} bytes, got {len(console)}: a flood")
-    drafts: list[Draft] = []
-    for offset, line in _lines(console):
-        if line.kind == "begin":
-            drafts.append(Draft())
-        elif not drafts:
-            refuse(console, offset, f"wanted a begin line first, got {line.kind}")
-        problem = drafts[-1].add(line)
-        if problem:
-            refuse(console, offset, problem)
-    return tuple(_report(draft.lines) for draft in drafts)
+    return tuple(_report(draft.lines) for draft in read_drafts(console, _lines(console), _GUEST))
 
 
 def _lines(console: bytes) -> Iterator[tuple[int, Line]]:
@@ -232,6 +222,26 @@ class Draft:
             self._ended = True
         self.lines.append(line)
         return None
+
+
+def read_drafts(console: bytes, lines: Iterator[tuple[int, Line]], of: str) -> list[Draft]:
+    """Lines of a console, with their offsets, put together to reports; each begins with its begin line.
+
+    :param of: what guest says them, for the error.
+    :raise Undecided: there are too many, or one does not follow from those before it.
+    """
+    if len(console) > MAX_BYTES:
+        refuse(console, 0, f"wanted at most {MAX_BYTES} bytes, got {len(console)}: a flood", of)
+    drafts: list[Draft] = []
+    for offset, line in lines:
+        if line.kind == "begin":
+            drafts.append(Draft())
+        elif not drafts:
+            refuse(console, offset, f"wanted a begin line first, got {line.kind}", of)
+        problem = drafts[-1].add(line)
+        if problem:
+            refuse(console, offset, problem, of)
+    return drafts
 
 
 def _report(lines: list[Line]) -> ProbeReport:
@@ -286,7 +296,7 @@ def _canaries(values: Mapping[str, Any]) -> Canaries:
     return Canaries(**{name: values[name] for name in ("gpr", "xmm", "cr3", "dr", "memory")})
 
 
-def refuse(console: bytes, offset: int, problem: str, of: str = "the probe guest") -> NoReturn:
+def refuse(console: bytes, offset: int, problem: str, of: str = _GUEST) -> NoReturn:
     """Say where a console cannot be read, and show it there.
 
     :raise Undecided: always.

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_seves.errors import EvidenceError
 from pytest_seves.evidence.bundle import CALLS_FORMAT, LAUNCH_FORMAT, MANIFEST, VERSION
-from pytest_seves.evidence.folder import Folder
+from pytest_seves.evidence.folder import Folder, json_file, write_whole
 from pytest_seves.evidence.launch_folder import derived_files, fields, raw_files
 from pytest_seves.text import one_line
 
@@ -68,7 +66,7 @@ class Archive:
             **more,
             "files": files,
         }
-        content = _json(manifest)
+        content = json_file(manifest)
         place = self._place("launches", [f"{spec.vcpus}vcpu", policy_name(spec.policy), *spec.faults])
         new = place.with_name(f".tmp-{place.name}")
         with writing(place):
@@ -108,7 +106,7 @@ class Archive:
 
     def _json_file(self, kind: str, name: str, record: Mapping[str, Any]) -> Record:
         place = self._place(kind, [name], ".json")
-        content = _json(record)
+        content = json_file(record)
         with writing(place):
             place.parent.mkdir(parents=True, exist_ok=True)
             write_whole(place, content)
@@ -136,13 +134,6 @@ def writing(place: Path) -> Iterator[None]:
         raise EvidenceError(f"{place}: evidence cannot be written: {error}") from error
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file so that a reader finds all of it, or what was there before."""
-    new = file.with_name(f".tmp-{os.getpid()}-{file.name}")
-    new.write_bytes(content)
-    new.rename(file)
-
-
 def remove_halves(root: Path) -> None:
     """Remove what a killed worker had begun to write."""
     for new in [*root.glob("*/.tmp-*"), *root.glob("*/*/.tmp-*")]:
@@ -150,7 +141,3 @@ def remove_halves(root: Path) -> None:
             shutil.rmtree(new)
         else:
             new.unlink()
-
-
-def _json(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, indent=1).encode("ascii") + b"\n"

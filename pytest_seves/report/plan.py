@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_seves.errors import EvidenceError
+from pytest_seves.evidence.folder import Folder
 
 FORMAT, VERSION = "pytest-seves-suite", 1
 NAME = "suite.json"
@@ -54,7 +54,7 @@ class Plan:
 def digest(files: Mapping[str, str]) -> str:
     """SHA-256 over names and hashes, in the form that sha256sum prints, sorted by name."""
     lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(files.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return Folder.digest(lines.encode())
 
 
 def hashes(folders: Iterable[Path], root: Path) -> dict[str, str]:
@@ -64,7 +64,7 @@ def hashes(folders: Iterable[Path], root: Path) -> dict[str, str]:
         for file in sorted(folder.rglob("*")):
             if file.suffix in _KINDS and file.is_file() and "__pycache__" not in file.parts:
                 name = file.relative_to(root).as_posix()
-                found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+                found[name] = Folder.digest(file.read_bytes())
     return found
 
 
@@ -74,9 +74,7 @@ def package_sha256() -> str:
     files = (
         file for file in sorted(package.rglob("*")) if file.is_file() and "__pycache__" not in file.parts
     )
-    return digest(
-        {f.relative_to(package).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-    )
+    return digest({f.relative_to(package).as_posix(): Folder.digest(f.read_bytes()) for f in files})
 
 
 def read(content: bytes) -> Plan:

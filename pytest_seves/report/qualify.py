@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_seves.errors import UsageError
 from pytest_seves.evidence.bundle import ABOUT, Bundle
+from pytest_seves.evidence.folder import Folder, json_file, write_whole
 
 from . import html
 from .plan import package_sha256
@@ -51,22 +49,22 @@ def write(bundle: Bundle, output: Path, signer: CryptoSigner | None) -> Json:
     if signer:
         from .signature import sign
 
-        _whole(output / ENVELOPE, sign(subjects(report, content, page), predicate(report), signer))
-    _whole(output / PAGE, page)
-    _whole(output / REPORT, content)
+        write_whole(output / ENVELOPE, sign(subjects(report, content, page), predicate(report), signer))
+    write_whole(output / PAGE, page)
+    write_whole(output / REPORT, content)
     return report
 
 
 def to_bytes(report: Json) -> bytes:
     """report.json, ASCII: what is hostile in it is escaped."""
-    return json.dumps(report, indent=1).encode("ascii") + b"\n"
+    return json_file(report)
 
 
 def subjects(report: Json, content: bytes, page: bytes) -> dict[str, str]:
     """What a signature speaks of: both files and the bundle's first, whose seal names all others."""
     return {
-        REPORT: hashlib.sha256(content).hexdigest(),
-        PAGE: hashlib.sha256(page).hexdigest(),
+        REPORT: Folder.digest(content),
+        PAGE: Folder.digest(page),
         ABOUT: report["bundle"]["sha256"],
     }
 
@@ -81,9 +79,3 @@ def predicate(report: Json) -> Json:
     return {"run": report["bundle"]["run"], "made": report["made"], "suite": suite, "levels": reached} | {
         "stamps": report["stamps"]
     }
-
-
-def _whole(file: Path, content: bytes) -> None:
-    new = file.with_name(f".{file.name}.{os.getpid()}")
-    new.write_bytes(content)
-    new.rename(file)

@@ -8,12 +8,12 @@ is the one that counts. ``--check`` writes nothing and fails when the program is
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from pytest_seves.errors import RigError, Unsupported
+from pytest_seves.errors import Unsupported
+from pytest_seves.guest.committed import run, write_or_check
 
 SOURCE = Path(__file__).parent / "init.c"
 BINARY = Path(__file__).parent / "init.bin"
@@ -31,7 +31,6 @@ _FLAGS = (
     *("-fcf-protection=none", "-fno-tree-loop-distribute-patterns"),
     *("-nostdlib", "-static", "-no-pie", "-s", "-Wl,--build-id=none,-z,noseparate-code,-z,noexecstack"),
 )
-_TIMEOUT_S = 60
 
 
 def build() -> bytes:
@@ -55,24 +54,12 @@ def build() -> bytes:
 
 
 def _run(argv: list[str]) -> str:
-    run = subprocess.run(
-        argv, cwd=SOURCE.parent, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-    )
-    if run.returncode:
-        raise RigError(f"init of Linux guests: {COMPILER}: exit status {run.returncode}: {run.stderr}")
-    return run.stdout
+    return run(argv, SOURCE.parent, f"init of Linux guests: {COMPILER}")
 
 
 def main(arguments: list[str]) -> int:
     """Write the program, or with ``--check`` compare it; the exit status."""
-    program = build()
-    if arguments == ["--check"]:
-        if BINARY.read_bytes() == program:
-            return 0
-        print(f"{BINARY} is not what its source gives: run `tox run -e payload`", file=sys.stderr)
-        return 1
-    BINARY.write_bytes(program)
-    return 0
+    return write_or_check(build(), BINARY, arguments)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,15 @@ same sources give the same bytes. ``--check`` writes nothing and fails when the 
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from pytest_seves.errors import RigError, Unsupported
+from pytest_seves.errors import Unsupported
+from pytest_seves.guest.committed import run, write_or_check
 
 SOURCE = Path(__file__).parent / "source"
 BINARY = Path(__file__).parent / "probe.bin"
-_TIMEOUT_S = 60
 
 
 def build() -> bytes:
@@ -32,24 +31,13 @@ def build() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "probe.bin"
         argv = [nasm, "-f", "bin", "-Werror", "-o", str(image), "probe.asm"]
-        run = subprocess.run(
-            argv, cwd=SOURCE, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-        )
-        if run.returncode:
-            raise RigError(f"probe guest: nasm in {SOURCE}: exit status {run.returncode}: {run.stderr}")
+        run(argv, SOURCE, f"probe guest: nasm in {SOURCE}")
         return image.read_bytes()
 
 
 def main(arguments: list[str]) -> int:
     """Write the image, or with ``--check`` compare it; the exit status."""
-    image = build()
-    if arguments == ["--check"]:
-        if BINARY.read_bytes() == image:
-            return 0
-        print(f"{BINARY} is not what its sources give: run `tox run -e payload`", file=sys.stderr)
-        return 1
-    BINARY.write_bytes(image)
-    return 0
+    return write_or_check(build(), BINARY, arguments)
 
 
 if __name__ == "__main__":
