@@ -30,7 +30,10 @@ from pytest_seves.agent.locks import open_lock, try_lock
 from pytest_seves.agent.loop import Loop
 
 RUN_VARIABLE = "PYTEST_SEVES_RUN"
-"""In the environment of all that an agent executes: the id of the run."""
+"""In the environment of all that an agent executes: ``RUN@DIRECTORY``, the run and where its agents meet.
+
+The directory, for a run can have two hosts that are one machine, as model hosts are: each is let go of by itself.
+"""
 EXIT_STATUS = 6
 """Of an agent that ended because its lease was lost."""
 
@@ -104,7 +107,7 @@ class Lease:
         former = [entry for entry in over if _ours(entry)]
         if lineage.kill_run(
             RUN_VARIABLE,
-            {entry.run: entry.uid for entry in former},
+            {self._mark(entry.run): entry.uid for entry in former},
             {int(entry.record["agent"]) for entry in former if entry.alive},
         ):
             return former[0]
@@ -121,12 +124,15 @@ class Lease:
             **who,
         }
         self._own = OwnFile(self._directory, record)
-        os.environ[RUN_VARIABLE] = run
+        os.environ[RUN_VARIABLE] = self._mark(run)
         for entry in over:
             with contextlib.suppress(FileNotFoundError, PermissionError):
                 os.unlink(entry.path)
         self._beat_later(expiry_s)
         return None
+
+    def _mark(self, run: str) -> str:
+        return f"{run}@{os.path.realpath(self._directory)}"
 
     @property
     def es_asids(self) -> Optional[int]:

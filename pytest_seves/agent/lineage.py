@@ -40,8 +40,8 @@ def processes() -> dict[int, tuple[int, bool]]:
 def kill_run(variable: str, runs: dict[str, int], agents: set[int]) -> list[int]:
     """SIGKILL what these runs have left behind; who has not ended yet.
 
-    :param variable: name in the environment whose value is the id of the run.
-    :param runs: the user of each: a process of another user is none of it.
+    :param variable: name in the environment whose value tells the run.
+    :param runs: the user of each value: a process of another user is none of it.
     :param agents: processes that have not ended and are spared, but not what descends from them.
     """
     if not runs:

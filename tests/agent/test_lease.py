@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ def launch(agent: LocalAgent, run: str) -> None:
 
 def processes_of(run: str) -> list[int]:
     """Who has the run's id in its environment."""
-    return [pid for pid, environment in _environments() if f"PYTEST_SEVES_RUN={run}".encode() in environment]
+    start = f"PYTEST_SEVES_RUN={run}@".encode()
+    return [pid for pid, texts in _environments() if any(text.startswith(start) for text in texts)]
 
 
 def _environments() -> Iterator[tuple[int, list[bytes]]]:
@@ -121,7 +122,7 @@ def test_shared(start_agent: Start) -> None:
     assert acquire(alone, C)["ok"] == {"token": 3}
 
 
-def test_a_killed_agent_frees_the_host_at_once(start_agent: Start) -> None:
+def test_a_killed_agent_frees_the_host_at_once(start_agent: Start, tmp_path: Path) -> None:
     """The kernel frees its lock. Its orphans are killed before the next run begins, nobody else's."""
     holder, other = start_agent(), start_agent()
     acquire(holder, A)
@@ -130,16 +131,32 @@ def test_a_killed_agent_frees_the_host_at_once(start_agent: Start) -> None:
         "exec", argv=["sh", "-c", "sleep 600 & wait"], timeout_s=60
     )  # sleep knows of no parent's death
     until(lambda: len(processes_of(A)) == 3)
-    bystander = subprocess.Popen(["sleep", "600"], env={**os.environ, "PYTEST_SEVES_RUN": f"{A}b"})
-    try:
+    with bystander(f"{A}b@{tmp_path}"):
         kill(holder)
         until(lambda: len(processes_of(A)) == 1)
         assert acquire(other, B)["ok"] == {"token": 2}
         assert processes_of(A) == []
-        assert bystander.poll() is None
+
+
+def test_a_run_with_two_hosts_on_one_machine(start_agent: Start, tmp_path: Path) -> None:
+    """Its guests on the one are not touched when another run begins on the other."""
+    holder, other = start_agent(), start_agent()
+    acquire(holder, A)
+    holder.end()
+    with bystander(f"{A}@{tmp_path / 'elsewhere'}"):
+        assert acquire(other, B)["ok"] == {"token": 2}
+
+
+@contextmanager
+def bystander(mark: str) -> Iterator[None]:
+    """A process of another run, or of the same one on another host, that nobody kills."""
+    process = subprocess.Popen(["sleep", "600"], env={**os.environ, "PYTEST_SEVES_RUN": mark})
+    try:
+        yield
+        assert process.poll() is None
     finally:
-        bystander.kill()
-        bystander.wait()
+        process.kill()
+        process.wait()
 
 
 def test_a_stopped_agent_that_wakes_up(start_agent: Start) -> None:

@@ -174,11 +174,12 @@ def descendants(pid: int) -> list[int]:
 
 def guests(run: str) -> list[int]:
     """The QEMU processes of a run."""
-    variable = f"PYTEST_SEVES_RUN={run}".encode()
+    start = f"PYTEST_SEVES_RUN={run}@".encode()
     return [
         pid
         for pid in processes()
-        if variable in environment(pid).split(b"\0") and "qemu" in os.readlink(f"/proc/{pid}/exe")
+        if any(text.startswith(start) for text in environment(pid).split(b"\0"))
+        and "qemu" in os.readlink(f"/proc/{pid}/exe")
     ]
 
 
@@ -271,8 +272,9 @@ def test_the_agent_is_killed(lab: Lab) -> None:
     """The host is free at once, and guests that outlived the agent are killed before the next run begins."""
     first = lab.hold()
     run = first.id
-    survivor = subprocess.Popen(GUEST, env={**os.environ, "PYTEST_SEVES_RUN": run})
-    bystander = subprocess.Popen(GUEST, env={**os.environ, "PYTEST_SEVES_RUN": "0" + run})
+    mark = f"{run}@{lab.model.directory}"
+    survivor = subprocess.Popen(GUEST, env={**os.environ, "PYTEST_SEVES_RUN": mark})
+    bystander = subprocess.Popen(GUEST, env={**os.environ, "PYTEST_SEVES_RUN": "0" + mark})
     try:
         until(lambda: len(guests(run)) == 2 and guests("0" + run))
         os.kill(first.pids[1], signal.SIGKILL)
