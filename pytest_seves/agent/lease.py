@@ -32,7 +32,8 @@ from pytest_seves.agent.loop import Loop
 RUN_VARIABLE = "PYTEST_SEVES_RUN"
 """In the environment of all that an agent executes: ``RUN@DIRECTORY``, the run and where its agents meet.
 
-The directory, for a run can have two hosts that are one machine, as model hosts are: each is let go of by itself.
+The directory, for a run can have two hosts that are one machine, as model hosts are, and lets go of each by
+itself.
 """
 EXIT_STATUS = 6
 """Of an agent that ended because its lease was lost."""
