@@ -34,10 +34,10 @@ class Verdicts:
     :ivar launches: what workers launched, and how many requests that served.
     """
 
-    def __init__(self, config: pytest.Config, options: Options, hosts: Source, blocked: Blocked) -> None:
+    def __init__(self, config: pytest.Config, options: Options, source: Source, blocked: Blocked) -> None:
         self._config = config
         self._options = options
-        self._hosts = hosts
+        self._source = source
         self._blocked = blocked
         self._verdicts: dict[tuple[str, str], summary.Tally] = {}
         self._catalogues: set[Path] = set()
@@ -61,7 +61,7 @@ class Verdicts:
             host = str(properties.get("host", self._options.hosts[0]))
             tally = self._verdicts.setdefault((host, str(requirement)), summary.Tally())
             test, evidence = report.nodeid.rpartition("::")[2], str(properties.get("evidence", ""))
-            tally.add(outcome(report), test, self._hosts.without_keys(why(report)), evidence)
+            tally.add(outcome(report), test, self._source.without_keys(why(report)), evidence)
             file = self._config.rootpath / report.nodeid.partition("::")[0]
             if path := catalogue.find(file.parent):
                 self._catalogues.add(path)
@@ -97,21 +97,26 @@ class Verdicts:
 
     def counts(self) -> tuple[int, int]:
         """Launches of the whole run, and requests for a guest that they served."""
-        launches, served = self._hosts.counts()
+        launches, served = self._source.counts()
         return launches + self._launches, served + self._served
 
     def write(self) -> None:
-        """`verdicts.json` and `summary.md` among the evidence, where there are verdicts and a place."""
+        """`verdicts.json` and `summary.md` among the evidence, where there are verdicts and a place.
+
+        ``{HOST: {"requirements": {ID: {verdict, counts, first, evidence}}, "blocked": {...} or null}}``
+        """
         folder, blocked = self._options.artifacts, self._blocked.rows()
         if folder is None or not (self._verdicts or blocked):
             return
-        verdicts: dict[str, dict[str, Any]] = {}
+        by_host: dict[str, dict[str, Any]] = {}
         for (host, requirement), tally in sorted(self._verdicts.items()):
             counts, first = dict(tally.counts), tally.first
             entry = {"verdict": tally.verdict, "counts": counts, "first": first, "evidence": tally.evidence}
-            verdicts.setdefault(host, {})[requirement] = entry
-        for host, row in blocked.items():
-            verdicts.setdefault(host, {})["blocked"] = {"verdict": "blocked", **row}
+            by_host.setdefault(host, {})[requirement] = entry
+        verdicts = {
+            host: {"requirements": by_host.get(host, {}), "blocked": blocked.get(host)}
+            for host in sorted({*by_host, *blocked})
+        }
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "verdicts.json").write_text(json.dumps(verdicts, indent=2) + "\n")
         told = markdown.render(self._verdicts, self._notes(), requirements=self._requirements())
@@ -119,7 +124,7 @@ class Verdicts:
 
     def _notes(self) -> list[str]:
         """What must not be taken from the verdicts."""
-        model = any(entry.model for entry in self._hosts.entries.values())
+        model = any(entry.model for entry in self._source.entries.values())
         notes = ["The model is software: nothing here is a qualification of hardware."] if model else []
         notes += [
             f"{row['why']}, after {row['after']} of {row['of']} tests"

@@ -29,10 +29,10 @@ def clone(project: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def nightly(clone: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def nightly(clone: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """One night, with few tests."""
     argv = ["bash", str(clone / ".ci/nightly"), *arguments]
-    environment = {**os.environ, "SEVES_RESULTS": "out"}
+    environment = {**os.environ, "SEVES_RESULTS": "out", "SEVES_VENV": sys.prefix, **environment}
     return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -43,7 +43,9 @@ def test_a_green_night(clone: Path) -> None:
     result = nightly(clone, "model", "--", "-k", "test_smm_on")
     assert result.returncode == 0, result.stdout + result.stderr
     assert not old.exists()
-    assert json.loads((clone / "out/evidence/verdicts.json").read_text())["model"]
+    verdicts = json.loads((clone / "out/evidence/verdicts.json").read_text())["model"]
+    assert verdicts["requirements"]["SMM-5"]["verdict"] == "passed"
+    assert verdicts["blocked"] is None
     assert "passed" in (clone / "out/evidence/summary.md").read_text()
     assert json.loads((clone / "out/evidence/model/readiness.json").read_text())["ready"] is True
     assert "<testsuites" in (clone / "out/junit.xml").read_text()
@@ -55,6 +57,19 @@ def test_a_red_night(clone: Path) -> None:
     assert result.returncode == 1, result.stdout + result.stderr
     assert "**failed**" in (clone / "out/evidence/summary.md").read_text()
     assert "<failure" in (clone / "out/junit.xml").read_text()
+
+
+def test_the_nights_before(clone: Path) -> None:
+    """Two nights are kept, the page has both, and a red night is red all the same."""
+    kept = []
+    for more, status in ((), 0), ((), 0), (("--sev-defect=smm-offered",), 1):
+        arguments = ("model", "--", "-k", "test_smm_on", *more)
+        result = nightly(clone, *arguments, SEVES_HISTORY=str(clone / "history"), SEVES_NIGHTS="2")
+        assert result.returncode == status, result.stdout + result.stderr
+        kept.append(sorted(path.name for path in clone.joinpath("history").iterdir()))
+    first, second, third = kept
+    assert (len(second), second[:1], third[:1]) == (2, first, second[1:])
+    assert "smm-offered" in (clone / "out/trend.html").read_text()
 
 
 def test_a_blocked_night(clone: Path) -> None:

@@ -83,8 +83,8 @@ class Session:
     @property
     def verdicts(self) -> dict[str, Any]:
         """By host and requirement."""
-        verdicts: dict[str, Any] = json.loads((self.artifacts / "verdicts.json").read_text())
-        return verdicts
+        told = json.loads((self.artifacts / "verdicts.json").read_text())
+        return {host: entry["requirements"] for host, entry in told.items()}
 
     @property
     def left(self) -> list[str]:
