@@ -116,7 +116,7 @@ def run(
         check=False,
     )
     file = folder / "artifacts/verdicts.json"
-    verdicts = json.loads(file.read_text())[host] if file.is_file() else {}
+    verdicts = json.loads(file.read_text())[host]["requirements"] if file.is_file() else {}
     found = re.match(r"\d+(?:\.\d+)+", resolve(request.param).release)
     assert found
     kernel = tuple(map(int, found[0].split(".")))
@@ -161,5 +161,5 @@ def test_the_defect_of_init2_turns_its_requirement_red(project: Path, tmp_path: 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     chosen = ("--sev-vcpus", "3", "--sev-policy", "0x5", "--sev-defect", "init2-flags")
     subprocess.run([*command, *chosen], cwd=project, env=environment, check=False, timeout=_LIMIT_S)
-    verdicts = json.loads((tmp_path / "artifacts/verdicts.json").read_text())["newest"]
+    verdicts = json.loads((tmp_path / "artifacts/verdicts.json").read_text())["newest"]["requirements"]
     assert {name for name, entry in verdicts.items() if entry["verdict"] == "failed"} == {"INIT-6"}

@@ -50,7 +50,7 @@ def results(harmed: Harmed) -> dict[str, dict[str, Any]]:
 def test_the_run_ends_as_it_should(harmed: Harmed) -> None:
     """Each outcome is what it is; no worker died of what it was told, and the launch was made once."""
     assert harmed.status == pytest.ExitCode.TESTS_FAILED, harmed.output
-    verdicts = json.loads((harmed.path / "out/verdicts.json").read_text())["model"]["X-1"]
+    verdicts = json.loads((harmed.path / "out/verdicts.json").read_text())["model"]["requirements"]["X-1"]
     assert verdicts["counts"] == OUTCOMES
     assert "INTERNALERROR" not in harmed.output
     assert "crashed" not in harmed.output
