@@ -36,7 +36,7 @@ from .layout import (
     find_state,
     peek,
 )
-from .native import NO_EXIT, Hooks
+from .native import NO_EXIT, Hooks, code
 
 # The engine's own physical memory. Guest memory is placed elsewhere by nested page tables.
 PRIVATE_BASE = 0x70_0000_0000
@@ -93,6 +93,7 @@ class Engine:
         self.map(PRIVATE_BASE, self._memory)
         self._find_hidden_state()
         self._hooks = self._add_hooks()
+        self._walks, self._walked = code().walks, code().walks.count
         self.control = self._hooks.control
         self._prepare_host()
         self._host = self.uc.context_save()
@@ -152,6 +153,13 @@ class Engine:
     def exit_address(self) -> int:
         """EXITINFO2: the guest physical address of a nested page fault, CR2 of a page fault."""
         return int(struct.unpack_from("<Q", self._memory, vmcb.EXIT_INFO_2)[0])
+
+    def walked(self) -> list[int]:
+        """Registers at a walk of page tables through a page without code, if there was one since asked."""
+        if self._walks.count == self._walked:
+            return []
+        self._walked = self._walks.count
+        return list(self._walks.registers)
 
     def want_interrupt_window(self, wanted: bool) -> None:
         """Exit with VINTR as soon as the guest can take an interrupt."""

@@ -75,7 +75,6 @@ class Ghcb:
         self._registers: dict[str, int] = dict.fromkeys(_EXCHANGED, 0)
         self._hold = 0
         self._page: int | None = None
-        self._known_page: int | None = None
         self._answers: dict[int, int] = {}
 
     def vmgexit(self) -> exits.Handling | None:
@@ -147,9 +146,6 @@ class Ghcb:
         page = self._page = self.msr & -PAGE
         self._hold = 0
         raw = self._memory.host_read(page, PAGE)
-        if page != self._known_page:
-            self._known_page = page
-            self._memory.expect_no_code(page)
         code, one, two, scratch = _EXIT.unpack_from(raw, spec.SW_EXITCODE)
         self._valid = valid = int.from_bytes(raw[spec.VALID_BITMAP : spec.VALID_BITMAP + 16], "little")
         self._registers = {
