@@ -160,24 +160,26 @@ class Ghcb:
         self._scratch = scratch if self._has(spec.SW_SCRATCH) else 0
         self._show_registers()
         self._answers = {}
+        handling: exits.Handling | None = None
         (usage,) = _USAGE.unpack_from(raw, spec.GHCB_USAGE)
         try:
             self._validate(usage, code, one)
             self._answer(0, 0)
             handler = self._events.get(code)
-            result = handler(self, one, two) if handler is not None else None
+            handling = handler(self, one, two) if handler is not None else None
+            reason = next(handling, None) if handling is not None else None
             if handler is None:
                 self._skipped(code)
         except _Refused as refusal:
             self._answer(spec.RESPONSE_MALFORMED, refusal.reason)
-            result = None
+            reason = None
         except NotMemory:
             return _exit_to_vmm(exits.INVALID)
-        if result is None:
+        if handling is None or reason is None:  # nothing of it was for the VMM
             self._finish(bytes(16))
             return None
         self._write_back(bytes(16))
-        return self._finish_after(result)
+        return self._finish_after(reason, handling)
 
     def _has(self, at: int) -> bool:
         return bool(self._valid >> at // 8 & 1)
@@ -236,9 +238,12 @@ class Ghcb:
         )
         self._write_back(valid)
 
-    def _finish_after(self, handling: exits.Handling) -> exits.Handling:
+    def _finish_after(self, reason: exits.Exit, handling: exits.Handling) -> exits.Handling:
         try:
-            yield from handling
+            while True:
+                reason = handling.send((yield reason))
+        except StopIteration:
+            pass
         except _Refused as refusal:
             self._answer(spec.RESPONSE_MALFORMED, refusal.reason)
         self._finish()

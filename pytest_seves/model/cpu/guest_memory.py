@@ -197,6 +197,10 @@ class GuestMemory:
 
     def host_write(self, gpa: int, data: bytes) -> None:
         """What the host writes: into a private page, ciphertext that decrypts to whatever it does."""
+        known = self._pages.get(gpa & -PAGE)
+        if known is not None and not known.private and gpa & _IN_PAGE <= PAGE - len(data):
+            self.store(known, gpa, data)
+            return
         done = 0
         for at, length in pieces(gpa, len(data)):
             page = self._pages.get(at & -PAGE)
