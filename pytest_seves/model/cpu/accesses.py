@@ -54,11 +54,11 @@ class Accesses:
         The page is mapped to a window whose accesses call us in the middle of the instruction.
         """
         self._machine.memory.paging.map(
-            False, gpa & -0x1000, _MMIO_WINDOW + (gpa & 0xFFFFF000), writable=True
+            False, gpa & -0x1000, _MMIO_WINDOW + (gpa & 0xFFFFF000), writable=True, executable=True
         )
         if self._machine.memory.encrypted:
             self._machine.memory.paging.map(
-                True, gpa & -0x1000, _MMIO_WINDOW + (gpa & 0xFFFFF000), writable=True
+                True, gpa & -0x1000, _MMIO_WINDOW + (gpa & 0xFFFFF000), writable=True, executable=True
             )
 
     def _mmio_read_now(self, offset: int, size: int) -> int:

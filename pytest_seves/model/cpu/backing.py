@@ -67,8 +67,7 @@ class Pool:
         return Place(memory, index, physical + index)
 
     def give_back(self, place: Place) -> None:
-        """The page is not in use any more."""
-        self._engine.forget_code(place.physical, PAGE)
+        """The page is not in use any more, and no code of it is known."""
         self._free.append(place)
 
 

@@ -36,7 +36,7 @@ from .layout import (
     find_state,
     peek,
 )
-from .native import NO_EXIT, Hooks
+from .native import NO_EXIT, Hooks, code
 
 # The engine's own physical memory. Guest memory is placed elsewhere by nested page tables.
 PRIVATE_BASE = 0x70_0000_0000
@@ -89,9 +89,11 @@ class Engine:
         self.uc: Any = open_engine()
         self._memory = mmap.mmap(-1, PRIVATE_SIZE)
         self._anchors: list[Any] = []
+        self._mapped: list[tuple[int, int, int]] = []
         self.map(PRIVATE_BASE, self._memory)
         self._find_hidden_state()
         self._hooks = self._add_hooks()
+        self._walks, self._walked = code().walks, code().walks.count
         self.control = self._hooks.control
         self._prepare_host()
         self._host = self.uc.context_save()
@@ -151,6 +153,13 @@ class Engine:
     def exit_address(self) -> int:
         """EXITINFO2: the guest physical address of a nested page fault, CR2 of a page fault."""
         return int(struct.unpack_from("<Q", self._memory, vmcb.EXIT_INFO_2)[0])
+
+    def walked(self) -> list[int]:
+        """Registers at a walk of page tables through a page without code, if there was one since asked."""
+        if self._walks.count == self._walked:
+            return []
+        self._walked = self._walks.count
+        return list(self._walks.registers)
 
     def want_interrupt_window(self, wanted: bool) -> None:
         """Exit with VINTR as soon as the guest can take an interrupt."""
@@ -221,6 +230,7 @@ class Engine:
         """Make `memory` the engine's physical memory at `address`."""
         anchor = ctypes.c_char.from_buffer(memory)
         self._anchors.append(anchor)
+        self._mapped.append((address, len(memory), ctypes.addressof(anchor)))
         self.uc.mem_map_ptr(address, len(memory), 7, ctypes.addressof(anchor))
 
     def map_mmio(
@@ -245,8 +255,14 @@ class Engine:
         return int(struct.unpack_from("<Q", self._memory, address - PRIVATE_BASE)[0])
 
     def forget_code(self, address: int, size: int) -> None:
-        """Memory was changed from outside: translate it anew."""
-        self._control(self._handle, self._remove, ctypes.c_uint64(address), ctypes.c_uint64(address + size))
+        """Memory was changed from outside: translate it anew.
+
+        UC_CTL_TB_REMOVE_CACHE will not do: it takes a linear address of the guest.
+        """
+        for start, length, host in self._mapped:
+            if start <= address < start + length:
+                at = self._ram_address(self._handle, ctypes.c_void_p(host + address - start))
+                self._invalidate(self._handle, ctypes.c_uint64(at), ctypes.c_uint64(at + size))
 
     # Registers that unicorn does not keep as they are read
 
@@ -327,7 +343,12 @@ class Engine:
         self._start, self._handle = uclib.uc_emu_start, self.uc._uch
         self._control = uclib.uc_ctl
         self._tlb_flush = c.UC_CTL_IO_WRITE << 30 | c.UC_CTL_TLB_FLUSH
-        self._remove = c.UC_CTL_IO_WRITE << 30 | 2 << 26 | c.UC_CTL_TB_REMOVE_CACHE
+        try:
+            self._invalidate = uclib.tb_invalidate_phys_range_x86_64
+            self._ram_address = uclib.qemu_ram_addr_from_host_x86_64
+        except AttributeError as error:
+            raise EngineUnavailable(not_as_it_was(str(error))) from None
+        self._ram_address.restype = ctypes.c_uint64
         self._read, self._write = uclib.uc_reg_read, uclib.uc_reg_write
         self._eflags, self._flags = register("EFLAGS"), ctypes.c_uint64()
         self._flags_at = ctypes.byref(self._flags)

@@ -43,6 +43,10 @@ _PRESENT, _CODE, _CONFORMING = 1 << 15, 1 << 11, 1 << 10
 _BIG, _LONG, _GRANULAR = 1 << 22, 1 << 21, 1 << 23
 
 
+_FRAME, _FRAME_WITH_ERROR = struct.Struct("<5Q"), struct.Struct("<6Q")
+_GATE = {8: struct.Struct("<Q"), 16: struct.Struct("<2Q")}
+
+
 class TripleFault(Exception):
     """An exception while a double fault is delivered: SHUTDOWN."""
 
@@ -61,6 +65,10 @@ class Events:
         self._engine = engine
         self._state: State = engine.state
         self._memory = memory
+        self._registers = engine.state.regs
+        self._control = engine.state.cr
+        self._code_segment, self._stack_segment = engine.state.segs[CS], engine.state.segs[SS]
+        self._idt, self._gdt = engine.state.idt, engine.state.gdt
 
     @property
     def flags(self) -> int:
@@ -103,7 +111,7 @@ class Events:
         return second, fault.error
 
     def _deliver(self, vector: int, error: int | None, software: bool) -> None:
-        if not self._state.cr[0] & 1:
+        if not self._control[0] & 1:
             self._real(vector)
         elif self._state.hflags & HF_LMA:
             self._long(vector, error, software)
@@ -135,7 +143,7 @@ class Events:
         state.hflags &= ~HF_INHIBIT_IRQ
 
     def _long(self, vector: int, error: int | None, software: bool) -> None:
-        state, flags = self._state, self.flags
+        state, flags, registers = self._state, self.flags, self._registers
         low, high = self._gate(vector, 16, software)
         offset = low & 0xFFFF | low >> 32 & 0xFFFF0000 | (high & 0xFFFFFFFF) << 32
         kind, ist = low >> 40 & 0xF, low >> 32 & 7
@@ -143,22 +151,27 @@ class Events:
         cpl, new_cpl = state.hflags & HF_CPL, code >> 32 + 13 & 3
         if code >> 32 & _CONFORMING:
             new_cpl = cpl
-        stack = state.regs[RSP]
+        before = stack = registers[RSP]
         if ist:
             stack = self._memory.read_number(state.tr.base + 0x1C + 8 * ist, 8)
         elif new_cpl < cpl:
             stack = self._memory.read_number(state.tr.base + 4 + 8 * new_cpl, 8)
-        frame = [state.segs[SS].selector & 0xFFFF, state.regs[RSP], flags]
-        frame += [state.segs[CS].selector & 0xFFFF, state.eip]
-        if error is not None:
-            frame.append(error)
-        stack = (stack & -16) - 8 * len(frame) & (1 << 64) - 1
-        self._memory.write(stack, struct.pack(f"<{len(frame)}Q", *reversed(frame)))
+        frame = (
+            state.eip,
+            self._code_segment.selector & 0xFFFF,
+            flags,
+            before,
+            self._stack_segment.selector & 0xFFFF,
+        )
+        data = _FRAME.pack(*frame) if error is None else _FRAME_WITH_ERROR.pack(error, *frame)
+        stack = (stack & -16) - len(data) & (1 << 64) - 1
+        self._memory.write(stack, data)
         if new_cpl < cpl:
             load_segment(state, SS, new_cpl, 0, 0, new_cpl << 13)
-        state.regs[RSP] = stack
+        registers[RSP] = stack
         self._enter(selector & ~3 | new_cpl, code, offset, new_cpl)
-        self.flags = flags & ~(_CLEARED | (FLAGS_IF if kind in _INTERRUPT_GATES else 0))
+        # none of them is an arithmetic one, which the engine keeps elsewhere
+        state.eflags &= ~(_CLEARED | (FLAGS_IF if kind in _INTERRUPT_GATES else 0))
 
     def _protected(self, vector: int, error: int | None, software: bool) -> None:
         state, flags = self._state, self.flags
@@ -187,10 +200,10 @@ class Events:
         self.flags = flags & ~(_CLEARED | (FLAGS_IF if kind in _INTERRUPT_GATES else 0))
 
     def _gate(self, vector: int, size: int, software: bool) -> tuple[int, int]:
-        idt = self._state.idt
+        idt = self._idt
         if vector * size + size - 1 > idt.limit:
             raise _Fault(GENERAL_PROTECTION, vector * 8 + 2)
-        words = struct.unpack(f"<{size // 8}Q", self._memory.read(idt.base + vector * size, size))
+        words = _GATE[size].unpack(self._memory.read(idt.base + vector * size, size))
         low = words[0]
         if low >> 40 & 0x1F not in (_GATES if size == 16 else (*_GATES, 0x6, 0x7)):
             raise _Fault(GENERAL_PROTECTION, vector * 8 + 2)
@@ -211,14 +224,14 @@ class Events:
         return selector, descriptor
 
     def _descriptor(self, selector: int) -> int:
-        table = self._state.ldt if selector & 4 else self._state.gdt
+        table = self._state.ldt if selector & 4 else self._gdt
         if selector | 7 > table.limit:
             raise _Fault(GENERAL_PROTECTION, selector & ~3)
         return self._memory.read_number(table.base + (selector & ~7), 8)
 
     def _enter(self, selector: int, code: int, offset: int, cpl: int) -> None:
         state = self._state
-        segment = state.segs[CS]
+        segment = self._code_segment
         if (segment.selector, segment.flags) != (selector, code >> 32) or not state.hflags & HF_CS64:
             load_segment(state, CS, selector, _base(code), _limit(code), code >> 32)
             state.hflags = state.hflags & ~HF_CPL | cpl

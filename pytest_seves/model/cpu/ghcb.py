@@ -48,6 +48,10 @@ _SNP_ONLY = (spec.AP_CREATION, spec.PSC, 0x80000011, 0x80000012)
 _EXCHANGED = {"rax": spec.RAX, "rbx": spec.RBX, "rcx": spec.RCX, "rdx": spec.RDX, "rsi": spec.RSI}
 _SHOWN = struct.Struct("<5Q96xQ")  # kvm_regs, and RFLAGS at its end
 _EXIT = struct.Struct("<4Q")  # SW_EXITCODE, SW_EXITINFO1, SW_EXITINFO2, SW_SCRATCH
+_EXIT_VALID = sum(1 << at // 8 for at in (spec.SW_EXITCODE, spec.SW_EXITINFO1, spec.SW_EXITINFO2))
+_U64 = struct.Struct("<Q")
+_VALID = struct.Struct("<2Q")
+_USAGE = struct.Struct("<I")
 _ANSWER = range(spec.RAX, spec.VALID_BITMAP + 16)
 
 
@@ -75,7 +79,6 @@ class Ghcb:
         self._registers: dict[str, int] = dict.fromkeys(_EXCHANGED, 0)
         self._hold = 0
         self._page: int | None = None
-        self._known_page: int | None = None
         self._answers: dict[int, int] = {}
 
     def vmgexit(self) -> exits.Handling | None:
@@ -147,36 +150,36 @@ class Ghcb:
         page = self._page = self.msr & -PAGE
         self._hold = 0
         raw = self._memory.host_read(page, PAGE)
-        if page != self._known_page:
-            self._known_page = page
-            self._memory.expect_no_code(page)
         code, one, two, scratch = _EXIT.unpack_from(raw, spec.SW_EXITCODE)
-        self._valid = valid = int.from_bytes(raw[spec.VALID_BITMAP : spec.VALID_BITMAP + 16], "little")
+        low, high = _VALID.unpack_from(raw, spec.VALID_BITMAP)
+        self._valid = valid = low | high << 64
         self._registers = {
-            name: int.from_bytes(raw[at : at + 8], "little") if valid >> at // 8 & 1 else 0
+            name: _U64.unpack_from(raw, at)[0] if valid >> at // 8 & 1 else 0
             for name, at in _EXCHANGED.items()
         }
         self._scratch = scratch if self._has(spec.SW_SCRATCH) else 0
         self._show_registers()
         self._answers = {}
-        usage = int.from_bytes(raw[spec.GHCB_USAGE : spec.GHCB_USAGE + 4], "little")
+        handling: exits.Handling | None = None
+        (usage,) = _USAGE.unpack_from(raw, spec.GHCB_USAGE)
         try:
             self._validate(usage, code, one)
             self._answer(0, 0)
             handler = self._events.get(code)
-            result = handler(self, one, two) if handler is not None else None
+            handling = handler(self, one, two) if handler is not None else None
+            reason = next(handling, None) if handling is not None else None
             if handler is None:
                 self._skipped(code)
         except _Refused as refusal:
             self._answer(spec.RESPONSE_MALFORMED, refusal.reason)
-            result = None
+            reason = None
         except NotMemory:
             return _exit_to_vmm(exits.INVALID)
-        if result is None:
+        if handling is None or reason is None:  # nothing of it was for the VMM
             self._finish(bytes(16))
             return None
         self._write_back(bytes(16))
-        return self._finish_after(result)
+        return self._finish_after(reason, handling)
 
     def _has(self, at: int) -> bool:
         return bool(self._valid >> at // 8 & 1)
@@ -193,7 +196,7 @@ class Ghcb:
     def _validate(self, usage: int, code: int, one: int) -> None:
         if usage:
             raise _Refused(spec.ERROR_INVALID_USAGE)
-        if not all(self._has(at) for at in (spec.SW_EXITCODE, spec.SW_EXITINFO1, spec.SW_EXITINFO2)):
+        if self._valid & _EXIT_VALID != _EXIT_VALID:
             raise _Refused(spec.ERROR_MISSING_INPUT)
         needed = _NEEDED.get(code)
         if code in _VERSION_2 and not self._processor.vcpu.profile.ghcb_2:
@@ -222,7 +225,7 @@ class Ghcb:
         if valid is not None:
             area[bitmap : bitmap + 16] = valid
         for at, value in self._answers.items():
-            struct.pack_into("<Q", area, at - _ANSWER.start, value & (1 << 64) - 1)
+            _U64.pack_into(area, at - _ANSWER.start, value & (1 << 64) - 1)
             area[bitmap + at // 64] |= 1 << at // 8 % 8
         self._answers = {}
         self._memory.host_write(start, bytes(area))
@@ -235,9 +238,12 @@ class Ghcb:
         )
         self._write_back(valid)
 
-    def _finish_after(self, handling: exits.Handling) -> exits.Handling:
+    def _finish_after(self, reason: exits.Exit, handling: exits.Handling) -> exits.Handling:
         try:
-            yield from handling
+            while True:
+                reason = handling.send((yield reason))
+        except StopIteration:
+            pass
         except _Refused as refusal:
             self._answer(spec.RESPONSE_MALFORMED, refusal.reason)
         self._finish()

@@ -19,7 +19,7 @@ from .. import encryption
 from ..memory import Refusal, TargetMemory
 from .backing import Addresses, Place, Pool, SharedFiles
 from .engine import Engine
-from .nested_paging import LARGE_PAGE, PAGE, NestedPaging
+from .nested_paging import ADDRESS_MASK, LARGE_PAGE, PAGE, NestedPaging
 from .pages import Page, Run, differences, pieces, runs_of
 
 _IN_PAGE = PAGE - 1
@@ -119,18 +119,21 @@ class GuestMemory:
         place = page.place.physical
         self.paging.map(private, page.gpa, place, writable=writable, executable=page.executable)
 
-    def _make_executable(self, page: Page, executable: bool = True) -> None:
-        page.executable = executable
-        self._engine.forget_code(page.place.physical, PAGE)
+    def _make_executable(self, page: Page) -> None:
+        page.executable = True
         for private in (False, True):
             self.paging.unmap(private, page.gpa)
         self._engine.flush_tlb()
 
-    def expect_no_code(self, gpa: int) -> None:
-        """A shared page is data, and written often: until code is fetched from it, no write is looked at."""
-        page = self._pages.get(gpa & -PAGE)
-        if page is not None and not page.private:
-            self._make_executable(page, False)
+    def page_table(self, registers: list[int]) -> None:
+        """The engine has walked through a page without code, which one of these addresses is in.
+
+        It must be executable: the engine takes a fault at each walk through others.
+        """
+        for gpa in {register & ADDRESS_MASK & -PAGE for register in registers}:
+            page = self._pages.get(gpa)
+            if page is not None and not page.executable:
+                self._make_executable(page)
 
     def alias(self, gpa: int) -> bool:
         """Let an address without the C-bit reach the private page: page tables are always private."""
@@ -140,6 +143,7 @@ class GuestMemory:
         page = self._page(gpa & -PAGE, slot, True)
         if not page.readonly:
             self._will_write(page)
+        page.executable = True
         for private in (False, True):
             self._map(private, page, True)
         return True
@@ -180,6 +184,8 @@ class GuestMemory:
 
     def host_read(self, gpa: int, size: int) -> bytes:
         """What the host reads: ciphertext of a private page."""
+        if gpa & _IN_PAGE <= PAGE - size:
+            return self._host_read(gpa, size)
         return b"".join(self._host_read(at, length) for at, length in pieces(gpa, size))
 
     def _host_read(self, gpa: int, size: int) -> bytes:
@@ -191,6 +197,10 @@ class GuestMemory:
 
     def host_write(self, gpa: int, data: bytes) -> None:
         """What the host writes: into a private page, ciphertext that decrypts to whatever it does."""
+        known = self._pages.get(gpa & -PAGE)
+        if known is not None and not known.private and gpa & _IN_PAGE <= PAGE - len(data):
+            self.store(known, gpa, data)
+            return
         done = 0
         for at, length in pieces(gpa, len(data)):
             page = self._pages.get(at & -PAGE)
@@ -224,7 +234,9 @@ class GuestMemory:
         inside = slot.gpa <= start and start + LARGE_PAGE <= slot.gpa + slot.size
         if not inside or physical % LARGE_PAGE:
             return False
-        self.paging.map(False, start, physical, writable=write or not slot.readonly, large=True)
+        self.paging.map(
+            False, start, physical, writable=write or not slot.readonly, executable=True, large=True
+        )
         return True
 
     def _page(self, gpa: int, slot: Slot, private: bool) -> Page:
@@ -278,6 +290,8 @@ class GuestMemory:
         for private in (False, True):
             self.paging.unmap(private, page.gpa)
         if page.private or page.twin is not None:
+            if page.executable:
+                self._engine.forget_code(page.place.physical, PAGE)
             self._pool.give_back(page.place)
 
     # Ciphertext
@@ -363,7 +377,8 @@ class GuestMemory:
                 start = page.place.offset
                 page.place.memory[start : start + PAGE] = now
                 page.twin = now
-                self._engine.forget_code(page.place.physical, PAGE)
+                if page.executable:
+                    self._engine.forget_code(page.place.physical, PAGE)
         run.twin[:] = data
 
     def _to_host(self, address: int, data: bytes) -> None:

@@ -168,8 +168,12 @@ def memory_comes(cpu: Processor) -> bool:
     top = encrypted and not private and gpa >> 12 == (cpu.state.cr[3] & ~C_BIT_MASK) >> 12
     if top and cpu.memory.alias(gpa):
         return True
-    fetch = bool(information & _FETCH)
-    return cpu.memory.fault(gpa, write=bool(information & 2), private=private, fetch=fetch)
+    return cpu.memory.fault(gpa, write=bool(information & 2), private=private, fetch=fetches(cpu))
+
+
+def fetches(cpu: Processor) -> bool:
+    """Whether a nested page fault was for code, before a block rather than in one."""
+    return bool(cpu.engine.exit_information & _FETCH)
 
 
 def _not_memory(cpu: Processor) -> exits.Handling | None:

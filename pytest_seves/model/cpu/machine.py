@@ -257,8 +257,11 @@ class Machine:
                 return
             code = self.engine.run(blocks)
             used = self.engine.used(blocks)
+            registers = self.engine.walked()
+            if registers:
+                self.memory.page_table(registers)
             comes = code == vmcb.NPF and intercepts.memory_comes(processor)
-            if comes:  # the model's own doing, and not the same twice: outside of guest time
+            if comes and not intercepts.fetches(processor):  # not the same twice: outside of guest time
                 used -= 1  # the block goes on, and is counted then
             blocks -= used
             self.now_ns += used * _BLOCK_NS

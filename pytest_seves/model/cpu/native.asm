@@ -1,6 +1,6 @@
 ; SPDX-License-Identifier: GPL-2.0-or-later
 ; The hooks of native.py: what unicorn calls for each block, exit and port access, without entering Python.
-; nasm -f bin native.asm; a function begins at each multiple of 0x200, in the order block, interrupt, invalid, in, out.
+; nasm -f bin native.asm; a function begins at each multiple of 0x200, in the order block, interrupt, invalid, in, out, walk.
 bits 64
 
 %define BUDGET      0x00        ; struct Control
@@ -43,6 +43,11 @@ bits 64
 %define TRAP 0x190              ; exit code 0x90: a move that 64-bit code must not make
 %define GHCB_MSR 0xc0010130
 %define IO_BREAKPOINT 0x20402   ; DR7
+
+%define FOUND 0xe00             ; struct Walks, in the page of walk
+%define ADDRESS_AT 16           ; siginfo_t.si_addr
+%define GREGS 40                ; ucontext_t.uc_mcontext.gregs: sixteen registers, then RIP
+%define RIP_AT 168
 
 ; void block(uc, uint64_t address, uint32_t size, Control *)
 block:
@@ -210,4 +215,36 @@ access:                                     ; keep what it changes, and break be
     mov [rax], rsi
     mov qword [rax + 56], IO_BREAKPOINT
     xor eax, eax
+    ret
+
+; void walk(int signal, siginfo_t *, ucontext_t *): SIGSEGV. Skip the engine's `and dword [0], ~PAGE_EXEC`.
+times 0xa00 - ($ - $$) db 0xcc
+walk:
+    cmp qword [rsi + ADDRESS_AT], 0
+    jne .other
+    mov rax, [rdx + RIP_AT]
+    mov ecx, [rax]
+    and ecx, 0xfff8ff                       ; whichever register holds the address
+    cmp ecx, 0xfb2083
+    jne .other
+    add qword [rdx + RIP_AT], 3
+    lea rsi, [rdx + GREGS]                  ; the address that is walked is in one of them
+    lea rdi, [rel $$ + FOUND + 8]
+    mov ecx, 16
+    rep movsq
+    inc qword [rel $$ + FOUND]
+    ret
+.other:                                     ; what happens without us: rt_sigaction(SIGSEGV, SIG_DFL), and again
+    xor eax, eax
+    push rax
+    push rax
+    push rax
+    push rax
+    mov rsi, rsp
+    mov edi, 11
+    xor edx, edx
+    mov r10d, 8
+    mov eax, 13
+    syscall
+    add rsp, 32
     ret

@@ -10,13 +10,20 @@ executes with its intercept off; only one that clears PE, PG or PAE, which is a 
 The GHCB MSR and SEV_STATUS, which hardware does not intercept either, are :attr:`Control.ghcb` and
 :attr:`Control.sev_status`.
 
+A page that holds no code is mapped so that none can be fetched: then the engine need not look for code at
+each write of it. unicorn's own walk of page tables through such a page writes to a null pointer
+(excp_helper.c get_hphys(), `*prot` of a walk that has none; later releases of QEMU look first). The handler
+of that SIGSEGV skips the write, and leaves in :attr:`Walks.registers` which page it was.
+
 The source is native.asm beside this file (``nasm -f bin native.asm``); a test compares.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
+import signal
 
 _ALIGNMENT = 0x200
 #: In this order, at multiples of the alignment.
@@ -43,9 +50,16 @@ FUNCTIONS = {
         "000000488b08498988a0000000488b4830498988a8000000488b4838498988b0000000488b4808498988b8000000498b"
         "4040488b08498988c0000000488b4838498988c800000089f648893048c740380204020031c0c3"
     ),
+    "walk": (
+        "48837e1000753a488b82a80000008b0881e1fff8ff0081f98320fb007523488382a800000003488d7228488d3dd7"
+        "030000b910000000f348a548ff05c0030000c331c0505050504889e6bf0b00000031d241ba08000000b80d000000"
+        "0f054883c420c3"
+    ),
 }
 
 NO_EXIT = -1
+_WALKS = 0xE00
+_SA_SIGINFO = 4
 
 
 class Control(ctypes.Structure):
@@ -98,6 +112,47 @@ class Control(ctypes.Structure):
     )
 
 
+class Walks(ctypes.Structure):
+    """Walks through a page that no code may be fetched from: how many, and the registers at the last."""
+
+    count: int
+    registers: ctypes.Array[ctypes.c_uint64]
+    _fields_ = (("count", ctypes.c_uint64), ("registers", ctypes.c_uint64 * 16))
+
+
+class _SignalAction(ctypes.Structure):
+    """struct sigaction of glibc."""
+
+    _fields_ = (
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_uint64 * 16),
+        ("flags", ctypes.c_int),
+        ("restorer", ctypes.c_void_p),
+    )
+
+
+class Code:
+    """The functions in memory that can be executed."""
+
+    def __init__(self) -> None:
+        self._page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self._anchor = ctypes.c_char.from_buffer(self._page)
+        self._page.write(image())
+        self._base = ctypes.addressof(self._anchor)
+        self.functions = {name: self._base + index * _ALIGNMENT for index, name in enumerate(FUNCTIONS)}
+        self.walks = Walks.from_address(self._base + _WALKS)
+
+
+@functools.cache
+def code() -> Code:
+    """One for the process: a signal's handler belongs to no engine."""
+    made = Code()
+    action = _SignalAction(handler=made.functions["walk"], flags=_SA_SIGINFO)
+    if ctypes.CDLL(None, use_errno=True).sigaction(signal.SIGSEGV, ctypes.byref(action), None):
+        raise OSError(ctypes.get_errno(), "sigaction")
+    return made
+
+
 class Hooks:
     """The functions' addresses, by name in `functions`, and their control block."""
 
@@ -105,11 +160,7 @@ class Hooks:
         self.control = Control(stop=stop, number=NO_EXIT)
         nowhere = ctypes.addressof(self.control) + Control._none.offset
         self.control.request = self.control.cr_writes = nowhere
-        self._page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-        self._anchor = ctypes.c_char.from_buffer(self._page)
-        self._page.write(image())
-        base = ctypes.addressof(self._anchor)
-        self.functions = {name: base + index * _ALIGNMENT for index, name in enumerate(FUNCTIONS)}
+        self.functions = code().functions
 
     @property
     def control_address(self) -> int:

@@ -60,13 +60,12 @@ class NestedPaging:
         physical: int,
         *,
         writable: bool,
-        executable: bool = True,
+        executable: bool,
         large: bool = False,
     ) -> None:
         """Map one page in one of the trees.
 
-        The engine looks for code at each write to a page that is executable, which makes them slow. Page
-        tables must be executable: it walks through others into a null pointer.
+        The engine looks for code at each write to a page that is executable, which makes them slow.
         """
         entry = physical | _LEAF | (_WRITABLE if writable else 0) | (_LARGE if large else 0)
         entry |= 0 if executable else _NO_EXECUTE

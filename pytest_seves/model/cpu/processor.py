@@ -52,6 +52,7 @@ class Processor:
         self.es = vcpu.vm.es
         self.engine = machine.engine
         self.state = machine.engine.state
+        self._code_segment = machine.engine.state.segs[CS]
         self.memory: GuestMemory = machine.memory
         self.lapic = Lapic(vcpu.identifier, bootstrap=vcpu.identifier == 0)
         if vcpu.lapic_page is not None:
@@ -312,7 +313,7 @@ class Processor:
     @property
     def linear_ip(self) -> int:
         """Where the instruction is."""
-        return int(self.state.segs[CS].base + self.state.eip)
+        return int(self._code_segment.base + self.state.eip)
 
     def code(self, size: int) -> bytes:
         """Instruction bytes, as many as there are before a page that is not there."""

@@ -35,12 +35,8 @@ class Trace:
         self.counts: collections.Counter[int] = collections.Counter()
         self.notes: list[str] = []
         self._checkpoints: list[str] = []
-        self._at_access: dict[str, object] = {}
+        self._at_access = (0, 0, 0)
         self._last: collections.deque[tuple[int, int, int]] = collections.deque(maxlen=_LAST)
-
-    @property
-    def _hash(self) -> str:
-        return f"{self.hash & (1 << 64) - 1:016x}"
 
     def exit(self, vcpu: int, code: int, rip: int) -> None:
         """An intercept."""
@@ -48,7 +44,7 @@ class Trace:
         self.hash = hash((self.hash, vcpu, code, rip))
         self.counts[code] += 1
         if self.exits % CHECKPOINT == 0:
-            self._checkpoints.append(self._hash)
+            self._checkpoints.append(_shown(self.hash))
         self._last.append((vcpu, code, rip))
 
     def vmgexit(self, msr: int) -> None:
@@ -62,7 +58,7 @@ class Trace:
 
     def access(self, now_ns: int) -> None:
         """The VMM is asked for a port or a register: up to here, two runs can be compared."""
-        self._at_access = {"exits": self.exits, "hash": self._hash, "guest_time_ns": now_ns}
+        self._at_access = self.exits, self.hash, now_ns
 
     def note(self, text: str) -> None:
         """Something worth a line of its own."""
@@ -70,13 +66,14 @@ class Trace:
 
     def summary(self, machine: Machine) -> dict[str, object]:
         """Everything, as JSON has it."""
+        exits, value, now_ns = self._at_access
         return {
             "process": machine.vm.supervisor.process_id,
             "sev_es": machine.vm.es,
             "exits": self.exits,
-            "hash": self._hash,
+            "hash": _shown(self.hash),
             "guest_time_ns": machine.now_ns,
-            "at_last_access": self._at_access,
+            "at_last_access": {"exits": exits, "hash": _shown(value), "guest_time_ns": now_ns},
             "checkpoints": self._checkpoints,
             "counts": {f"{code:#x}": count for code, count in sorted(self.counts.items())},
             "vcpus": [processor.describe() for processor in machine.processors.values()],
@@ -96,3 +93,7 @@ class Trace:
             os.write(descriptor, line)
         finally:
             os.close(descriptor)
+
+
+def _shown(value: int) -> str:
+    return f"{value & (1 << 64) - 1:016x}"

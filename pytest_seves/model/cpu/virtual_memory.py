@@ -6,6 +6,7 @@ Source: AMD64 Architecture Programmer's Manual volume 2 (24593), chapter 5; 15.3
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ class _Walk(NamedTuple):
     """A page that was found; it is still there while the entries on the way are what they were."""
 
     generation: int
-    entries: list[tuple[Page, int, bytes]]
+    entries: list[tuple[mmap.mmap, slice, bytes]]
     page: Page
 
 
@@ -49,7 +50,8 @@ class VirtualMemory:
         self._state = engine.state
         self._memory = memory
         self._walks: dict[tuple[int, int, int, bool], _Walk] = {}
-        self._way: list[tuple[Page, int, bytes]] = []
+        self._way: list[tuple[mmap.mmap, slice, bytes]] = []
+        self._control = engine.state.cr
 
     @property
     def has_c_bit(self) -> bool:
@@ -81,8 +83,10 @@ class VirtualMemory:
             index = address >> shift & (3 if shift == 30 and len(shifts) == 3 else bits)
             place = (table & ~C_BIT_MASK if encrypted else table) + index * size
             page = self._memory.page(place, private)
-            raw = page.read(place, size)
-            self._way.append((page, place, raw))
+            start = page.place.offset + (place & _IN_PAGE)
+            where = slice(start, start + size)
+            raw = page.place.memory[where]
+            self._way.append((page.place.memory, where, raw))
             entry = int.from_bytes(raw, "little")
             if not entry & _PRESENT:
                 raise PageFault(address, error)
@@ -103,13 +107,13 @@ class VirtualMemory:
 
     def _page(self, address: int, write: bool) -> Page:
         """The page that an access of 64-bit code reaches, by the last walk if that still holds."""
-        state, memory = self._state, self._memory
-        control = state.cr[0] & CR0_WP | state.efer & EFER_LMA
-        key = (address >> 12, state.cr[3], control, write)
+        state, memory, registers = self._state, self._memory, self._control
+        control = registers[0] & CR0_WP | state.efer & EFER_LMA
+        key = (address >> 12, registers[3], control, write)
         walk = self._walks.get(key)
         if walk is not None and walk.generation == memory.generation:
-            for page, place, raw in walk.entries:
-                if page.read(place, 8) != raw:
+            for table, where, raw in walk.entries:
+                if table[where] != raw:
                     break
             else:
                 return walk.page
@@ -141,7 +145,10 @@ class VirtualMemory:
 
         :raise PageFault: it is not mapped writable, or not to memory.
         """
-        places = [(self._page(at, True), at, length) for at, length in self._pieces(address, len(data))]
+        if address & _IN_PAGE <= PAGE - len(data):
+            places = [(self._page(address & self._mask, True), address & self._mask, len(data))]
+        else:
+            places = [(self._page(at, True), at, length) for at, length in self._pieces(address, len(data))]
         done = 0
         for page, at, length in places:
             try:

@@ -11,7 +11,7 @@ import unicorn
 
 from pytest_seves.model.cpu import engine, layout, nested_paging
 from pytest_seves.model.cpu.engine import Engine, EngineUnavailable
-from tests.model.cpu.board import Board, start_at
+from tests.model.cpu.board import Board, long_mode, start_at
 
 
 def test_another_release_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,3 +81,17 @@ def test_a_guest_that_never_exits_lets_the_vmm_in() -> None:
     assert [machine.work() for _ in range(3)] == [0, 0, 0]
     assert machine.now_ns > 0
     assert machine.trace.exits == 0
+
+
+@pytest.mark.parametrize("kind", ["plain", "es"])
+def test_code_that_is_changed_from_outside_is_translated_anew(kind: str) -> None:
+    """again: mov byte [0x1000], 1; rdtsc; jmp again: with another number in it, once it has executed."""
+    board = long_mode(bytes.fromhex("c604250010000001 0f31 ebf4"), kind)
+    machine = board.vm.machine
+    assert machine is not None
+    private = kind != "plain"
+    board.work(turns=3)
+    assert board.guest(0x1000, 1, private=private) == 1
+    machine.memory.write(0x8007, b"\x02", private)
+    board.work(turns=3)
+    assert board.guest(0x1000, 1, private=private) == 2

@@ -153,3 +153,18 @@ def test_a_ghcb_page_may_hold_code_later() -> None:
     board = long_mode(code, prepare=prepare)
     board.work()
     assert (board.guest(0x1000), board.guest(0x1008)) == (2, 1)
+
+
+def test_a_page_table_in_a_page_of_data_is_walked() -> None:
+    """The engine writes to a null pointer there, once for each table; what is only written has no code.
+
+    mov byte [0x1000], 7; hlt.
+    """
+    before = native.code().walks.count
+    board = long_mode(bytes.fromhex("c604250010000007") + HLT, "es")
+    board.work()
+    assert board.guest(0x1000, 1) == 7
+    assert native.code().walks.count == before + 3
+    memory = machine_of(board).memory
+    assert memory.page(0x8000, True).executable
+    assert not memory.page(0x1000, True).executable
