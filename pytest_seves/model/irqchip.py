@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 from .cpu.ioapic import PINS, Ioapic, Message
@@ -22,6 +24,14 @@ _PIT_PIN = 2
 _LINES = (8, 8, PINS)
 _LIMIT = 4096  # KVM_MAX_IRQ_ROUTES
 _ENTRY = struct.Struct("<IIII 3I 20x")
+
+
+class Source(Enum):
+    """Who holds a pin up, by KVM's numbers: a pin is up while one of them does, whatever the GSI."""
+
+    USERSPACE = 0
+    RESAMPLE = 1
+    PIT = 2
 
 
 class Route(NamedTuple):
@@ -43,18 +53,33 @@ class Irqchip:
     """One VM's. Without KVM_CREATE_IRQCHIP only its routes are used.
 
     :ivar deliver: what brings a message to the local APICs, and tells how many took it.
+    :ivar acknowledged: told the GSI of a pin whose interrupt is at its end.
+    :ivar resample: asks those who raise a GSI by a level whether they still do; False if there are none.
     """
 
     def __init__(self) -> None:
         self.deliver: Callable[[Message], int] = lambda message: 0
-        self.pics = Pics()
-        self.ioapic = Ioapic(self._deliver)
+        self.acknowledged: Callable[[int], None] = lambda gsi: None
+        self.resample: Callable[[int], bool] = lambda gsi: False
+        self.pics = Pics(lambda line: self._acknowledge(line // 8, line % 8))
+        self.ioapic = Ioapic(self._deliver, partial(self._acknowledge, IOAPIC), self._resample_pin)
         self.pit = Pit()
         self._routes: dict[int, list[Route]] = {}
-        self._levels: dict[tuple[int, int], set[int]] = {}
+        self._gsi_of: dict[tuple[int, int], int] = {}
+        self._levels: dict[tuple[int, int], set[Source]] = {}
 
     def _deliver(self, message: Message) -> int:
         return self.deliver(message)
+
+    def _acknowledge(self, chip: int, pin: int) -> None:
+        """kvm_notify_acked_irq()."""
+        gsi = self._gsi_of.get((chip, pin))
+        if gsi is not None:
+            self.acknowledged(gsi)
+
+    def _resample_pin(self, pin: int) -> bool:
+        gsi = self._gsi_of.get((IOAPIC, pin))
+        return gsi is not None and self.resample(gsi)
 
     def use_default_routes(self) -> None:
         """KVM_CREATE_IRQCHIP: both kinds of controllers, GSI 0 being pin 2 of the IOAPIC."""
@@ -63,6 +88,12 @@ class Irqchip:
             if gsi < 16:
                 ways.insert(0, Route(gsi // 8, gsi % 8))
             self._routes[gsi] = ways
+        self._map(self._routes.items())
+
+    def _map(self, routes: Iterable[tuple[int, list[Route]]]) -> None:
+        self._gsi_of = {
+            (way.chip, way.pin): gsi for gsi, ways in routes for way in ways if way.chip is not None
+        }
 
     def set_routes(self, raw: bytes) -> int:
         """The entries of KVM_SET_GSI_ROUTING, all anew; 0 or -errno."""
@@ -77,19 +108,20 @@ class Irqchip:
             if gsi >= _LIMIT:
                 return -errno.EINVAL
         self._routes = routes
+        self._map(routes.items())
         return 0
 
-    def set_line(self, gsi: int, level: bool) -> int:
-        """KVM_IRQ_LINE: how many took it, 0 if it merged with one under way, -1 if nobody did."""
-        results = [self._signal(gsi, route, level) for route in self._routes.get(gsi, ())]
+    def set_line(self, gsi: int, level: bool, source: Source = Source.USERSPACE) -> int:
+        """kvm_set_irq(): how many took it, 0 if it merged with one under way, -1 if nobody did."""
+        results = [self._signal(route, level, source) for route in self._routes.get(gsi, ())]
         taken = [result for result in results if result >= 0]
         return sum(taken) if taken else -1
 
-    def _signal(self, gsi: int, route: Route, level: bool) -> int:
+    def _signal(self, route: Route, level: bool, source: Source) -> int:
         if route.chip is None:
             return self.deliver(message_of(route.address, route.data)) if level else -1
         holders = self._levels.setdefault((route.chip, route.pin), set())
-        (holders.add if level else holders.discard)(gsi)
+        (holders.add if level else holders.discard)(source)
         if route.chip == IOAPIC:
             return self.ioapic.set_line(route.pin, bool(holders))
         self.pics.set_line(8 * route.chip + route.pin, bool(holders))
@@ -98,8 +130,8 @@ class Irqchip:
     def tick(self, now_ns: int) -> None:
         """Guest time has come to `now_ns`: the timer's interrupt is a pulse."""
         if self.pit.tick(now_ns):
-            self.set_line(0, True)
-            self.set_line(0, False)
+            self.set_line(0, True, Source.PIT)
+            self.set_line(0, False, Source.PIT)
 
     def chip_state(self, chip: int) -> bytes:
         """The union in struct kvm_irqchip."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from ..spec import kvm
+from .eventfds import IoEventFds, IrqFds
 from .irqchip import Irqchip, message_of
 from .kvm_vcpu import Vcpu
 from .sev_guest import SevGuest
@@ -46,6 +47,8 @@ class Vm:
         self.slots: dict[int, tuple[int, int, int, int]] = {}
         self.in_kernel_lapic = False
         self.irqchip = Irqchip()
+        self.ioeventfds = IoEventFds(self)
+        self.irqfds = IrqFds(self)
         self._irqchip = False
         self._pit = False
 
@@ -55,6 +58,8 @@ class Vm:
             self.supervisor.machines.remove(self.machine)
             self.machine.close()
             self.machine = None
+        self.ioeventfds.close()
+        self.irqfds.close()
         if self.sev is not None:
             self.sev.release()
             self.sev = None
@@ -221,6 +226,7 @@ class Vm:
             return -errno.ENXIO
         if chip >= _CHIPS:
             return -errno.EINVAL
+        self.irqfds.sweep()
         self.supervisor.memory.write(call.argument + 8, self.irqchip.chip_state(chip))
         return 0
 
@@ -232,6 +238,7 @@ class Vm:
             return -errno.ENXIO
         if chip >= _CHIPS:
             return -errno.EINVAL
+        self.irqfds.sweep()
         self.irqchip.restore_chip(chip, raw[8:])
         return 0
 
@@ -240,6 +247,7 @@ class Vm:
         gsi, level = struct.unpack("<II", self.supervisor.memory.read(call.argument, 8))
         if not self.in_kernel_lapic:
             return -errno.ENXIO
+        self.irqfds.sweep()
         taken = self.irqchip.set_line(gsi, bool(level & 1))
         if call.request == kvm.KVM_IRQ_LINE_STATUS:
             self.supervisor.memory.write(call.argument, struct.pack("<i", taken))
@@ -250,6 +258,7 @@ class Vm:
         count, flags = struct.unpack("<II", self.supervisor.memory.read(call.argument, 8))
         if not self.in_kernel_lapic or flags or count > _ROUTES:
             return -errno.EINVAL
+        self.irqfds.sweep()
         return self.irqchip.set_routes(self.supervisor.memory.read(call.argument + 8, 48 * count))
 
     def signal_msi(self, call: Call) -> int:
@@ -327,6 +336,8 @@ Vm.requests = {
     kvm.KVM_IRQ_LINE_STATUS: Vm.irq_line,
     kvm.KVM_SIGNAL_MSI: Vm.signal_msi,
     kvm.KVM_SET_GSI_ROUTING: Vm.set_routing,
+    kvm.KVM_IOEVENTFD: lambda vm, call: vm.ioeventfds.request(call),
+    kvm.KVM_IRQFD: lambda vm, call: vm.irqfds.request(call),
     kvm.KVM_SET_BOOT_CPU_ID: Vm.set_boot_cpu,
     kvm.KVM_GET_CLOCK: Vm.get_clock,
     kvm.KVM_GET_PIT2: Vm.get_pit,
@@ -340,8 +351,6 @@ Vm.requests = {
             kvm.KVM_SET_IDENTITY_MAP_ADDR,
             kvm.KVM_REGISTER_COALESCED_MMIO,
             kvm.KVM_UNREGISTER_COALESCED_MMIO,
-            kvm.KVM_IRQFD,
-            kvm.KVM_IOEVENTFD,
             kvm.KVM_SET_CLOCK,
             kvm.KVM_SET_PMU_EVENT_FILTER,
             kvm.KVM_X86_SET_MSR_FILTER,

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import baton, bpf, process_tree, seccomp
+from . import baton, bpf, descriptors, process_tree, seccomp
 from .memory import Refusal, TargetMemory, read_path
 from .served import CPUID_DEVICE, ServedFiles, may_be_modelled
 
@@ -39,9 +39,10 @@ def log_failure() -> None:
 
 
 class GuestProcess(NamedTuple):
-    """A process with KVM descriptors: its supervisor, and our end of the channel to that."""
+    """A process with KVM descriptors: its pidfd, its supervisor, and our end of the channel to that."""
 
     process: int
+    pidfd: int
     supervisor: int
     channel: socket.socket
 
@@ -116,6 +117,9 @@ class Session:
             self._guest_ended(guest)
         elif message == baton.YIELDED:
             self._hand_over()
+        elif descriptors.is_message(message):
+            with contextlib.suppress(ConnectionError):  # its end is noticed by the next message
+                descriptors.answer(guest.channel, guest.pidfd, message)
         else:
             self._handle(message)
 
@@ -270,14 +274,14 @@ class Session:
                 os._exit(status)
         theirs.close()
         os.close(memory)
-        os.close(pidfd)
-        return GuestProcess(process, supervisor, ours)
+        return GuestProcess(process, pidfd, supervisor, ours)
 
     def _close_inherited(self, ours: socket.socket) -> None:
         ours.close()
         self._epoll.close()
         for guest in self._guests.values():
             guest.channel.close()
+            os.close(guest.pidfd)
 
     def _forward(self, channel: socket.socket, message: bytes | bytearray) -> bool:
         try:
@@ -298,6 +302,7 @@ class Session:
         if guest is self._receiver:
             self._hand_over()
         guest.channel.close()
+        os.close(guest.pidfd)
         status = self._ended_supervisors.pop(guest.supervisor, None)
         if status is None:
             _, status = os.waitpid(guest.supervisor, 0)

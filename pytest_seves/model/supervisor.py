@@ -7,6 +7,7 @@ It ends with the VMM, and then the platform releases what its guests held.
 
 from __future__ import annotations
 
+import collections
 import errno
 import mmap
 import os
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from . import baton, bpf, process_tree, seccomp
+from . import baton, bpf, descriptors, process_tree, seccomp
 from .kvm_system import SystemDevice
 from .kvm_vcpu import Vcpu
 from .memory import Refusal, TargetMemory, read_path
@@ -90,6 +91,8 @@ class GuestSupervisor:
         self._unknown: set[tuple[type, int]] = set()
         self._platform: PlatformClient | None = None
         self._ends: dict[int, tuple[socket.socket, int, Device]] = {}
+        self._watched: dict[int, Callable[[], None]] = {}
+        self._fetching: collections.deque[tuple[int, Callable[[list[int]], int]]] = collections.deque()
         self._epoll = select.epoll()
         self._buffer = bytearray(seccomp.NOTIFICATION.size)
         self._ended = False
@@ -144,14 +147,18 @@ class GuestSupervisor:
                 elif not self._listener.alive():
                     self._epoll.unregister(listener)
             elif descriptor == self._channel.fileno():
-                message = self._channel.recv(baton.MESSAGE_SIZE)
-                if message:
+                message, copies, *_ = socket.recv_fds(self._channel, baton.MESSAGE_SIZE, 2)
+                if message and descriptors.is_message(message):
+                    self._fetched(descriptors.results(message, copies))
+                elif message:
                     self._told(message)
                 else:
                     self._ended = True
             elif descriptor == self._process:
                 self._ended = True
-            else:
+            elif descriptor in self._watched:
+                self._watched[descriptor]()
+            elif descriptor in self._ends:
                 self._closed(descriptor)
 
     def _told(self, message: bytes) -> None:
@@ -215,6 +222,33 @@ class GuestSupervisor:
             return mmap.mmap(shared, size)
         finally:
             os.close(shared)
+
+    def fetch(self, call: Call, numbers: Sequence[int], then: Callable[[list[int]], int]) -> int | None:
+        """Get copies of the VMM's descriptors for `then`, which takes them over and gives the call's result.
+
+        Each is a descriptor of ours, or -errno.
+        """
+        self._fetching.append((call.identifier, then))
+        self._channel.send(descriptors.question(numbers))
+        return None
+
+    def _fetched(self, copies: list[int]) -> None:
+        identifier, then = self._fetching.popleft()
+        try:
+            result = then(copies)
+        except Refusal as refusal:
+            result = -refusal.errno
+        self._listener.answer(identifier, result)
+
+    def watch(self, descriptor: int, ready: Callable[[], None]) -> None:
+        """Call `ready` whenever this descriptor can be read."""
+        self._watched[descriptor] = ready
+        self._epoll.register(descriptor, select.EPOLLIN)
+
+    def unwatch(self, descriptor: int) -> None:
+        """Not any more."""
+        del self._watched[descriptor]
+        self._epoll.unregister(descriptor)
 
     def _closed(self, descriptor: int) -> None:
         ours, number, device = self._ends.pop(descriptor)

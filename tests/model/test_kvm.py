@@ -52,6 +52,15 @@ def results(host: ModelHost) -> dict[str, Any]:
         ("vmsa after measure", ["EIO", 0x02]),
         ("policy of a newer api", ["EIO", 0x07]),
         ("late vcpu", [0, 9]),
+        ("irqfd without irqchip", "EINVAL"),
+        ("ioeventfd again", "EEXIST"),
+        ("ioeventfd of nothing", "EBADF"),
+        ("ioeventfd of no eventfd", "EINVAL"),
+        ("ioeventfd back", "ENOENT"),
+        ("irqfd again", "EBUSY"),
+        ("irqfd of nothing", "EBADF"),
+        ("irqfd of no eventfd", "EINVAL"),
+        ("irqfd with a bad resampler", "EBADF"),
     ],
 )
 def test_request_is_refused(results: dict[str, Any], name: str, wanted: object) -> None:
@@ -77,6 +86,12 @@ def test_request_is_refused(results: dict[str, Any], name: str, wanted: object) 
         ("smi", 0),
         ("finish", OK),
         ("status", [OK, [5, 3]]),
+        ("eventfd capabilities", [1] * 5),
+        ("ioeventfd", 0),
+        ("irqfd", 0),
+        ("before the interrupt", [0, 2, 0x81]),
+        ("after the interrupt", [0, 2, 0x80]),  # the handler's port 0x82 was no exit
+        ("told", 1),
     ],
 )
 def test_request_succeeds(results: dict[str, Any], name: str, wanted: object) -> None:

@@ -29,7 +29,9 @@ class Accesses:
 
     def port_out(self, port: int, size: int, data: bytes) -> exits.Handling:
         """Write a port."""
-        if not self._machine.devices.port_write(port, size, data):
+        if self._machine.devices.port_write(port, size, data):
+            return
+        if not self._machine.vm.ioeventfds.port_write(port, size, data):
             yield exits.PortIo(port, size, len(data) // size, data)
 
     def mmio_read(self, gpa: int, size: int) -> exits.Reading:
@@ -45,7 +47,9 @@ class Accesses:
         """Write what is not memory."""
         for done in range(0, len(data), 8):
             piece = data[done : done + 8]
-            if not self._machine.devices.mmio_write(gpa + done, piece):
+            if self._machine.devices.mmio_write(gpa + done, piece):
+                continue
+            if not self._machine.vm.ioeventfds.mmio_write(gpa + done, piece):
                 yield exits.Mmio(gpa + done, len(piece), piece)
 
     def map_mmio(self, gpa: int) -> None:

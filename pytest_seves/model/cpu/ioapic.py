@@ -33,10 +33,19 @@ class Ioapic:
     """One VM's.
 
     :param send: what delivers a message; how many local APICs have taken it.
+    :param acknowledged: told a pin at the EOI of its vector.
+    :param resample: asks whether a level is still up, for it to come anew; False if nobody can be asked.
     """
 
-    def __init__(self, send: Callable[[Message], int]) -> None:
+    def __init__(
+        self,
+        send: Callable[[Message], int],
+        acknowledged: Callable[[int], None] = lambda pin: None,
+        resample: Callable[[int], bool] = lambda pin: False,
+    ) -> None:
         self._send = send
+        self._acknowledged = acknowledged
+        self._resample = resample
         self._select = 0
         self._identifier = 0
         self._redirection = [_MASKED] * PINS
@@ -77,8 +86,11 @@ class Ioapic:
         if not entry & _LEVEL:
             entry &= ~_REMOTE_IRR  # software clears it by way of edge mode
         self._redirection[pin] = entry
-        if entry & _LEVEL and not entry & _MASKED and self._lines >> pin & 1:
-            self._deliver(pin)
+        if entry & _LEVEL and not entry & (_MASKED | _REMOTE_IRR) and self._lines >> pin & 1:
+            if self._resample(pin):  # fef8f2b90edb (6.4): it may have been acknowledged while masked
+                self._lines &= ~(1 << pin)
+            else:
+                self._deliver(pin)
 
     # Lines
 
@@ -106,10 +118,13 @@ class Ioapic:
             self._redirection[pin] |= _REMOTE_IRR
         return int(taken > 0) or -1
 
-    def end_of_interrupt(self, vector: int) -> None:
-        """A local APIC's EOI of a level interrupt: one whose line is still up comes again."""
+    def end_of_interrupt(self, vector: int, *, level: bool = True) -> None:
+        """A local APIC's EOI: a level interrupt whose line is still up comes again."""
         for pin, entry in enumerate(self._redirection):
-            if entry & 0xFF == vector and entry & _LEVEL and entry & _REMOTE_IRR:
+            if entry & 0xFF != vector:
+                continue
+            self._acknowledged(pin)
+            if level and entry & _LEVEL and entry & _REMOTE_IRR:
                 self._redirection[pin] &= ~_REMOTE_IRR
                 if self._lines >> pin & 1:
                     self._deliver(pin)

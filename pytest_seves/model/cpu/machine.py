@@ -35,6 +35,8 @@ _BLOCK_NS = 20
 _GRACE_S = 1.0
 _IDLE_S = 0.01
 _TURNS_BETWEEN_LOOKS = 64
+#: A device that was signalled works meanwhile: for so many turns its answer is looked for after each.
+_TURNS_OF_A_DEVICE = 64
 _CIPHERTEXT_AT_A_LOOK = 8
 _CIPHERTEXT_WHEN_STOPPED = 256
 
@@ -68,6 +70,7 @@ class Machine:
         self._idle_until: float | None = None
         self._turns = 0
         self._pull = False
+        self._looks_left = 0
         self.in_instruction = False
         self.accesses = Accesses(self)
 
@@ -168,7 +171,8 @@ class Machine:
         if self._turns % _TURNS_BETWEEN_LOOKS == 0:
             self.memory.make_ciphertext(_CIPHERTEXT_AT_A_LOOK)
             self.look()
-        elif self._pull:
+        elif self._pull or self._looks_left:
+            self._looks_left = max(self._looks_left - 1, 0)
             self.look()
         try:
             self._turn(processor)
@@ -183,6 +187,15 @@ class Machine:
         self._pull = False
         self.memory.push()
         self.memory.pull()
+
+    def show_memory(self) -> None:
+        """The VMM is about to hear of the guest, which goes on: it sees memory as the guest left it."""
+        self.memory.push()
+        self._looks_left = _TURNS_OF_A_DEVICE
+
+    def will_look(self) -> None:
+        """The VMM has something for the guest, and may have written memory before."""
+        self._pull = True
 
     def _next(self) -> Processor | None:
         """Whose turn it is: the one that waits for the VMM, or the next that can execute."""

@@ -7,6 +7,7 @@ Source: Intel 8259A data sheet; Linux arch/x86/kvm/i8259.c; struct kvm_pic_state
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 _CASCADE = 2
 _STATE = struct.Struct("<16B")
@@ -117,10 +118,12 @@ class Chip:
 class Pics:
     """Master and slave of one VM.
 
+    :param acknowledged: told a line, 0 to 15, whose interrupt is at its end (pic_clear_isr()).
     :ivar pending: the INTR output.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, acknowledged: Callable[[int], None] = lambda line: None) -> None:
+        self._acknowledged = acknowledged
         self.chips = tuple(Chip(mask) for mask in _EDGE_ONLY)
         self.pending = False
 
@@ -151,15 +154,20 @@ class Pics:
         line = master.wanted(cascade=True)
         if line is None:
             return master.irq_base + 7
-        master.acknowledge(line)
+        self._take(0, line)
         vector = master.irq_base + line
         if line == _CASCADE:
             behind = slave.wanted(cascade=False)
             vector = slave.irq_base + (7 if behind is None else behind)
             if behind is not None:
-                slave.acknowledge(behind)
+                self._take(1, behind)
         self._cascade()
         return vector
+
+    def _take(self, number: int, line: int) -> None:
+        self.chips[number].acknowledge(line)
+        if self.chips[number].auto_eoi:
+            self._acknowledged(8 * number + line)
 
     def read(self, port: int) -> int:
         """A byte from one of PORTS."""
@@ -171,7 +179,7 @@ class Pics:
             line = chip.wanted(cascade=chip is self.chips[0])
             if line is None:
                 return 0x07
-            chip.acknowledge(line)
+            self._take(self.chips.index(chip), line)
             self._cascade()
             return 0x80 | line
         if port & 1:
@@ -188,5 +196,14 @@ class Pics:
         if port & 1:
             chip.data(value)
         else:
-            chip.command(value)
+            self._command(chip, value)
         self._cascade()
+
+    def _command(self, chip: Chip, value: int) -> None:
+        """An EOI ends what it takes out of service, a reset what waits by an edge."""
+        served, edges = chip.isr, chip.irr & ~chip.elcr
+        chip.command(value)
+        ended = edges if value & 0x10 else served & ~chip.isr
+        for line in range(8):
+            if ended >> line & 1:
+                self._acknowledged(8 * self.chips.index(chip) + line)

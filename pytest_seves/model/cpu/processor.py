@@ -267,8 +267,9 @@ class Processor:
         """A write that may send an interrupt."""
         served = self.lapic.highest_in_service if register == EOI else 0
         ipi = self.lapic.write(register, value, self.machine.now_ns)
-        if served and self.lapic.level >> served & 1:
-            self.machine.devices.irqchip.ioapic.end_of_interrupt(served)
+        if served:
+            level = bool(self.lapic.level >> served & 1)
+            self.machine.devices.irqchip.ioapic.end_of_interrupt(served, level=level)
         if ipi is not None:
             self.machine.send(self, ipi)
         if register == TPR:

@@ -20,6 +20,7 @@ _LAST = 32
 CHECKPOINT = 10_000
 _INTERRUPT = 1 << 16
 _VMGEXIT = 1 << 17
+_SIGNALLED = 1 << 18
 
 
 class Trace:
@@ -55,6 +56,10 @@ class Trace:
         """An interrupt was delivered."""
         self.hash = hash((self.hash, _INTERRUPT, vector))
         self.counts[_INTERRUPT] += 1
+
+    def signalled(self) -> None:
+        """A write signalled an eventfd; it is no exit to the VMM, and the exit that it was is in the hash."""
+        self.counts[_SIGNALLED] += 1
 
     def access(self, now_ns: int) -> None:
         """The VMM is asked for a port or a register: up to here, two runs can be compared."""

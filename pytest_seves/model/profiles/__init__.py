@@ -66,6 +66,8 @@ class Profile:
     :param sev_term_event: a requested termination is KVM_EXIT_SYSTEM_EVENT, not a failure of KVM_RUN
         (c24a950ec7d6, 5.19).
     :param ghcb_2: KVM answers what version 2 of the GHCB protocol added (6.11).
+    :param irqfd_resampled_when_unmasked: unmasking an IOAPIC pin whose level is up asks its irqfd's resampler
+        instead of interrupting (fef8f2b90edb, 6.4).
     :param memlock: pinning guest memory counts against RLIMIT_MEMLOCK (off: see README.md).
 
     No kernel has what follows; each makes this one wrong in one way, so that a check can be seen to fail.
@@ -145,6 +147,7 @@ class Profile:
     shutdown_exit: bool = False
     sev_term_event: bool = True
     ghcb_2: bool = False
+    irqfd_resampled_when_unmasked: bool = False
     wrong_init_after_vcpu: bool = False
     wrong_init_twice: bool = False
     wrong_init_any_type: bool = False

@@ -42,4 +42,5 @@ PROFILE = replace(
     vmsa_twice=False,
     shutdown_exit=True,
     ghcb_2=True,
+    irqfd_resampled_when_unmasked=True,
 )

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
+import select
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +34,7 @@ STACK = 0x7000
 _GDT, _IDT, _PML4, _TSS = 0x5000, 0x6000, 0x10000, 0x4000
 CODE64, DATA, USER_CODE, USER_DATA = 0x08, 0x10, 0x1B, 0x23
 C_BIT = 1 << 39
-_HOST = 0x7F00_0000_0000
+HOST = 0x7F00_0000_0000
 _VMSA = 0x1_0000_0000
 
 
@@ -43,7 +46,7 @@ class Memory:
         self.rom = bytearray(ROM_SIZE)
 
     def _find(self, address: int, size: int) -> tuple[bytearray, int]:
-        for base, memory in ((_HOST, self.ram), (_HOST + ROM, self.rom)):
+        for base, memory in ((HOST, self.ram), (HOST + ROM, self.rom)):
             if base <= address and address + size <= base + len(memory):
                 return memory, address - base
         raise Refusal(14)
@@ -94,6 +97,7 @@ class Board:
         self.mmio: list[tuple[int, bytes]] = []
         self.answers: dict[int, int] = {}
         self.results: list[tuple[int, int]] = []
+        self.watched: dict[int, Callable[[], None]] = {}
         supervisor: Any = SimpleNamespace(
             memory=self.memory,
             profile=resolve(profile),
@@ -103,14 +107,17 @@ class Board:
             vcpu_of_thread={},
             answer=self._answer,
             serve_until=self._serve_until,
+            fetch=self._fetch,
+            watch=self.watched.__setitem__,
+            unwatch=self.watched.__delitem__,
         )
         self.vm = Vm(supervisor, 0)
-        self.vm.slots = {0: (0, RAM_SIZE, _HOST, 0), 1: (ROM, ROM_SIZE, _HOST + ROM, 0)}
+        self.vm.slots = {0: (0, RAM_SIZE, HOST, 0), 1: (ROM, ROM_SIZE, HOST + ROM, 0)}
         self.vm.in_kernel_lapic = True
         if kind != "plain":
             sev: Any = SimpleNamespace(es=kind == "es", ghcb_version=2, memory_key=lambda: KEY)
             self.vm.sev = sev
-            self.memory.rom[:] = encryption.encrypt(KEY, _HOST + ROM, bytes(self.memory.rom))
+            self.memory.rom[:] = encryption.encrypt(KEY, HOST + ROM, bytes(self.memory.rom))
         self.vcpus: list[Vcpu] = []
         for number in range(vcpus):
             vcpu = Vcpu(self.vm, number)
@@ -129,7 +136,7 @@ class Board:
         """Into the VMM's memory, encrypted if the guest's is: whole pages, as LAUNCH_UPDATE_DATA."""
         data = data.ljust(-(-len(data) // 0x1000) * 0x1000, b"\0")
         if self.kind != "plain":
-            data = encryption.encrypt(KEY, _HOST + address, data)
+            data = encryption.encrypt(KEY, HOST + address, data)
         self.memory.ram[address : address + len(data)] = data
 
     def enter(self, vcpu: Vcpu) -> None:
@@ -152,6 +159,16 @@ class Board:
 
     def _serve_until(self, _: Vcpu) -> bool:
         return True
+
+    def _fetch(self, _: Any, numbers: list[int], then: Callable[[list[int]], int]) -> int:
+        """The VMM is this process."""
+        return then([os.dup(number) if number >= 0 else -errno.EBADF for number in numbers])
+
+    def hear(self) -> None:
+        """What the supervisor does when a descriptor that it watches can be read."""
+        for descriptor, ready in list(self.watched.items()):
+            if select.select([descriptor], [], [], 0)[0]:
+                ready()
 
     def _answer(self, identifier: int, result: int) -> None:
         machine, vcpu = self.vm.machine, self.vcpus[identifier]

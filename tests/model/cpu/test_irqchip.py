@@ -12,7 +12,7 @@ from pytest_seves.model.cpu.ioapic import Ioapic, Message
 from pytest_seves.model.cpu.lapic import Lapic
 from pytest_seves.model.cpu.pic import Pics
 from pytest_seves.model.cpu.pit import HZ, Pit
-from pytest_seves.model.irqchip import IOAPIC, Irqchip
+from pytest_seves.model.irqchip import IOAPIC, Irqchip, Source
 from tests.model.cpu.board import Board, long_mode
 from tests.model.cpu.test_guests import APIC_ON, COUNT, machine_of
 
@@ -262,7 +262,7 @@ def test_default_routes() -> None:
 
 
 def test_routes_are_replaced() -> None:
-    """A GSI that is a message, a shared pin that stays up until both have let go, and nonsense refused."""
+    """A GSI that is a message, a pin that stays up until every source has let go, and nonsense refused."""
     wire = Wire()
     chip = Irqchip()
     chip.deliver = wire._send
@@ -273,9 +273,13 @@ def test_routes_are_replaced() -> None:
     assert chip.set_line(30, True) == 1
     assert wire.sent == [Message(0x41, 0, 3, False, False)]
     chip.set_line(5, True)
-    chip.set_line(6, True)
+    chip.set_line(6, True, Source.RESAMPLE)
     chip.set_line(5, False)
     assert struct.unpack_from("<I", chip.ioapic.state(), 16)[0] == 1 << 9
+    chip.set_line(5, True)
+    chip.set_line(5, False, Source.RESAMPLE)
+    chip.set_line(6, False)  # of one source, GSIs that share a pin share its state
+    assert struct.unpack_from("<I", chip.ioapic.state(), 16)[0] == 0
     assert chip.set_line(7, True) == -1
     assert chip.set_routes(entry.pack(5, 1, 0, 0, IOAPIC, 24, 0)) < 0
 
