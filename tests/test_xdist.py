@@ -28,6 +28,7 @@ FEW = ["suites/init", "suites/vmsa", "--sev-vcpus=1,3", "--sev-policy=0x5", "-k"
         ("suites/init/test_init.py::test_b[3vcpu-ES+NODBG-INIT2]", "3vcpu-ES+NODBG-INIT2@"),
         ("suites/ap_boot/test_reset_state.py::test_c[own-3vcpu]", "3vcpu@"),
         ("suites/ap_boot/test_running.py::test_d[3vcpu-own]", "3vcpu@"),
+        ("suites/vmsa/test_vmsa.py::test_g[260vcpu]", "260vcpu@"),
         ("suites/smm/test_smm.py::test_e[q35]", "suites/smm/test_smm.py@"),
         ("suites/smm/test_smm.py::test_f", "suites/smm/test_smm.py@"),
         ("suites/smm/test_smm.py::test_f[epyc]", "suites/smm/test_smm.py@epyc"),

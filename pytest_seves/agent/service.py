@@ -11,7 +11,7 @@ import platform
 import signal
 import sys
 import time
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, NoReturn, Sequence
 
 from pytest_seves.agent import calls, command, facts, files, health, lineage, provision
 from pytest_seves.agent import program as steps
@@ -261,7 +261,16 @@ class Service:
     def _file_read(self, done: Done, fail: command.Fail, **args: Any) -> None:
         done(files.read(**args))
 
-    def _observe(self, done: Done, fail: command.Fail, timeout_s: float, **args: Any) -> None:
+    def _observe(
+        self,
+        done: Done,
+        fail: command.Fail,
+        timeout_s: float,
+        files: Sequence[dict[str, Any]] = (),
+        **args: Any,
+    ) -> None:
+        for file in files:  # that it needs and this agent has not: each as `file.put` takes it
+            self._directory().put(**file)
         self._observations.observe(done, fail, timeout_s=_positive(timeout_s), **args)
 
     def _wait(self, done: Done, fail: command.Fail, launch: int, timeout_s: float) -> None:

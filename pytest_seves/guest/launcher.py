@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pytest_seves.errors import RigError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _PUT_TIMEOUT_S = 60.0
 _PIECE = 8 << 20
+_SMALL = 1 << 17
 _PROBE_S = 20.0
 _ALONE_S = 120.0
 _LAUNCH_S, _LAUNCH_VCPU_S = 60.0, 0.5
@@ -59,6 +61,7 @@ class Launcher:
         self._defects = chosen_defects(defects)
         self._files: dict[str, str] = {}
         self._files_of: object = None
+        self._unsent: dict[str, dict[str, Any]] = {}
         self._archive = archive
         self._put: dict[str, str] = {}
         self._sha256: dict[str, str] = {}
@@ -129,19 +132,30 @@ class Launcher:
             client.call("alone.end")
 
     def put(self, name: str, content: bytes) -> str:
-        """Put a file on the host for guests to use; returns its path there. It goes with the agent."""
+        """Put a file on the host for guests to use; returns its path there. It goes with the agent.
+
+        A small one is on its way only with the launch of the first guest that uses it.
+        """
         if self._files_of is not self._target.client:  # a new agent has a directory of its own
-            self._files, self._files_of = {}, self._target.client
+            self._files, self._files_of, self._unsent = {}, self._target.client, {}
         sha256, stored = hashlib.sha256(content).hexdigest(), stored_name(name, content)
         if stored not in self._files:
-            start = max(len(content) - 1, 0) // _PIECE * _PIECE  # of the last piece
-            with self._uploading(name, len(content)):
-                for at in range(0, start, _PIECE):
-                    self._put_piece(stored, sha256, content[at : at + _PIECE], offset=at, last=False)
-                path = self._put_piece(stored, sha256, content[start:], offset=start, last=True)
+            if self._files and len(content) <= _SMALL:
+                path = str(PurePosixPath(next(iter(self._files.values()))).with_name(stored))
+                data = base64.b64encode(content).decode()
+                self._unsent[path] = {"name": stored, "data_b64": data, "sha256": sha256}
+            else:
+                path = self._upload(name, stored, sha256, content)
             self._files[stored] = path
             self._put[path], self._sha256[PUT + stored] = stored, sha256
         return self._files[stored]
+
+    def _upload(self, name: str, stored: str, sha256: str, content: bytes) -> str:
+        start = max(len(content) - 1, 0) // _PIECE * _PIECE  # of the last piece
+        with self._uploading(name, len(content)):
+            for at in range(0, start, _PIECE):
+                self._put_piece(stored, sha256, content[at : at + _PIECE], offset=at, last=False)
+            return self._put_piece(stored, sha256, content[start:], offset=start, last=True)
 
     def _uploading(self, name: str, size: int) -> AbstractContextManager[None]:
         client = self._target.client
@@ -171,8 +185,12 @@ class Launcher:
         limit += sum(step.timeout_s for step in spec.steps if isinstance(step, Console)) if spec.kernel else 0
         self.launched += 1
         started, given = datetime.now(UTC), {**self._circumstances(spec), "timeout_s": limit, "usage": usage}
+        unsent = [path for path in self._unsent if any(path in word for word in argv)]
+        given["files"] = [self._unsent[path] for path in unsent]
         with target.progress.work(f"{target.name}: launching a {spec.vcpus}-vCPU guest"):
             launch = observe(target.client, argv, host=target.name, spec=spec, **given)
+        for path in unsent:
+            del self._unsent[path]
         return self._write(launch, spec, placed, started)
 
     def keep(self, spec: GuestSpec, minutes: float) -> Kept:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_seves.errors import EvidenceError, Unsupported
@@ -50,7 +50,8 @@ def observe(
     :param request: `rules` for the recorder, faults and defects alike; `qmp_rules`, sabotage of the QMP
         conversation (:mod:`pytest_seves.agent.qmp_sabotage`); `mode`, how to record: ``auto``, ``trace`` or
         ``stop``; `side_by_side`, how many guests may run on the host at a time, None for any number; `usage`:
-        count what guests hold of the host before and after, which takes being alone on it.
+        count what guests hold of the host before and after, which takes being alone on it; `files` that the
+        agent has not yet.
     :raise RigError: our side failed; never for anything that the VMM did.
     """
     asked = _request(argv, spec=spec, timeout_s=timeout_s, **request)
@@ -87,11 +88,13 @@ def _request(
     mode: str = "auto",
     side_by_side: int | None = None,
     usage: bool = False,
+    files: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     steps = (*spec.paused_steps, *spec.steps)
     repeated = sum(step.times * len(step.steps) for step in steps if isinstance(step, Repeat))
     return {
         "argv": list(argv),
+        "files": list(files),
         "script": script(spec),
         "rules": [dict(rule) for rule in rules],
         "qmp_rules": [dict(rule) for rule in qmp_rules],

@@ -56,12 +56,12 @@ def test_every_vcpu_comes_online(probe: Probe, vcpus: int, init_path: str | None
 
 
 @pytest.mark.requirement("AP-BOOT-3")
-@pytest.mark.xdist_group("260vcpu")
-def test_more_vcpus_than_apic_ids_of_8_bits(probe: Probe) -> None:
+@pytest.mark.parametrize("vcpus", [260], ids=["260vcpu"])
+def test_more_vcpus_than_apic_ids_of_8_bits(probe: Probe, vcpus: int) -> None:
     """260 vCPUs come online with x2APIC."""
-    report = probe(vcpus=260, **WITH_X2APIC).report
+    report = probe(vcpus=vcpus, **WITH_X2APIC).report
     assert report.result == "ok"
-    assert sorted(cpu.apic_id for cpu in report.cpus if cpu.arrived) == list(range(260))
+    assert sorted(cpu.apic_id for cpu in report.cpus if cpu.arrived) == list(range(vcpus))
 
 
 @pytest.mark.requirement("AP-BOOT-3")

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_seves.errors import AgentRemoteError
 from pytest_seves.evidence.registers import registers_before
 from pytest_seves.evidence.timeline import Stage
 from pytest_seves.guest.firmware_image import build_variant
 from pytest_seves.guest.launcher import Launcher
+from pytest_seves.guest.spec import GuestSpec
 
 if TYPE_CHECKING:
     from pytest_seves.evidence.launch import Launch
@@ -155,13 +157,38 @@ def test_64_mib_of_noise_are_refused(launcher: Launcher, tmp_path: Path, target:
 
 
 def test_a_file_is_uploaded_in_pieces(launcher: Launcher, target: Target) -> None:
-    """A file of more than one frame reaches the host whole, once; an empty one too."""
+    """A file of more than one frame reaches the host whole, once."""
     whole = os.urandom((20 << 20) + 1)
     path = launcher.put("large", whole)
     assert Path(path).read_bytes() == whole
     assert launcher.put("large", whole) == path
     assert launcher.put("large", b"other") != path
-    assert Path(launcher.put("empty", b"")).read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ["valid", "empty-file"])
+def test_a_small_file_comes_with_the_launch(launcher: Launcher, name: str) -> None:
+    """It is there, whole, once a guest that uses it was launched, and is sent once."""
+    launcher.put("first", b"says where the agent keeps files")
+    content = build_variant(name)
+    path = launcher.put(f"small-{name}", content)
+    assert not Path(path).exists()
+    launcher.launch(GuestSpec(firmware=path))
+    assert Path(path).read_bytes() == content
+    Path(path).unlink()
+    launcher.launch(GuestSpec(firmware=path))
+    assert not Path(path).exists()
+
+
+def test_a_small_file_that_cannot_be_written(launcher: Launcher) -> None:
+    """It is the launch that fails, and the file goes with the next one."""
+    launcher.put("first", b"says where the agent keeps files")
+    path = Path(launcher.put("small-again", build_variant("valid")))
+    path.mkdir()
+    with pytest.raises(AgentRemoteError, match="EISDIR"):
+        launcher.launch(GuestSpec(firmware=str(path)))
+    path.rmdir()
+    launcher.launch(GuestSpec(firmware=str(path)))
+    assert path.read_bytes() == build_variant("valid")
 
 
 @pytest.mark.parametrize("path", ["/", "/nonexistent/OVMF.fd"], ids=["directory", "missing"])
