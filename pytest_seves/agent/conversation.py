@@ -20,7 +20,19 @@ from pytest_seves.agent.gdbstub import ANSWER_S, GdbStub, StubError
 from pytest_seves.agent.launch import Launch
 from pytest_seves.agent.loop import Loop, Timer
 from pytest_seves.agent.qmp import Answer, Qmp
-from pytest_seves.agent.script import NEVER, QUIT, Await, Command, Console, Dump, Gdb, Repeat, Script, Step
+from pytest_seves.agent.script import (
+    NEVER,
+    QUIT,
+    Await,
+    Command,
+    Console,
+    Dump,
+    Gdb,
+    Repeat,
+    Script,
+    Step,
+    Type,
+)
 
 _LAST_WORDS_S = 2.0
 _LOOK_S = 1.0
@@ -177,6 +189,10 @@ class Conversation:
                 yield from self._dump(step)
             elif isinstance(step, Console):
                 yield from self._console(step)
+            elif isinstance(step, Type):
+                self.phase = f"typing {step.text.decode()!r} on the console"
+                if not self._launch.type(step.text):
+                    raise _Broken
             elif isinstance(step, Await):
                 self.phase = f"waiting for {' or '.join(step.events)}"
                 limit = time.monotonic() + step.timeout_s

@@ -87,10 +87,11 @@ class Launch:
         self.qmp = Stream(ends.qmp, loop, self._hung_up, limit, saboteur)
         self.gdb = Stream(ends.gdb, loop, self._hung_up, limit) if ends.gdb else None
         self._streams = [stream for stream in (self.qmp, self.gdb) if stream]
+        self._console = Source(loop, ends.console.detach(), self._said, self._check)
         self._sources = [
             Source(loop, ends.out, self._timeline.add, self._check),
             Source(loop, ends.status, self._milestones, self._check),
-            Source(loop, ends.console.detach(), self._said, self._check),
+            self._console,
             Source(loop, ends.stdout, self._kept["stdout"].add, self._check),
             Source(loop, ends.stderr, self._kept["stderr"].add, self._check),
         ]
@@ -174,6 +175,10 @@ class Launch:
     def console(self) -> BoundedBytes:
         """What the serial console has said."""
         return self._kept["console"]
+
+    def type(self, text: bytes) -> bool:
+        """Write to the serial console; False when the VMM has closed it, or has not read what came before."""
+        return self._console.write(text)
 
     def kill(self, number: int) -> bool:
         """Send a signal to the VMM; False when there is none (yet, or any more)."""

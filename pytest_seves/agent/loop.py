@@ -176,6 +176,13 @@ class Source:
         except ConnectionResetError:  # a socket's peer went with unread data: its end, too
             return b""
 
+    def write(self, data: bytes) -> bool:
+        """Write to a socket; False when it does not take all at once, or is closed."""
+        try:
+            return self.open and os.write(self._fd, data) == len(data)
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            return False
+
     def drain(self) -> None:
         """Take what is there without waiting, and close."""
         while self.open:

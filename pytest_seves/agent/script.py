@@ -3,8 +3,8 @@
 
 ``{"questions": [command], "paused": bool, "paused_steps": [step], "steps": [step], "ends": word}``. A command
 is ``{"do": "qmp", "command", "arguments", "until": [event]}``; further steps are ``repeat`` with ``commands``
-and ``times``, ``gdb`` with ``packets``, ``console`` with ``pattern``, ``timeout_s`` and ``fresh``, ``await``
-with ``events`` and ``timeout_s``, ``dump`` with ``begin`` and ``length``.
+and ``times``, ``gdb`` with ``packets``, ``console`` with ``pattern``, ``timeout_s`` and ``fresh``, ``type``
+with ``text``, ``await`` with ``events`` and ``timeout_s``, ``dump`` with ``begin`` and ``length``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any, Callable, Dict, FrozenSet, Iterator, Tuple, Union
 QUIT = "quit"
 NEVER = "never"
 ENDS = (QUIT, "SIGTERM", "SIGKILL", NEVER)
+#: Far less than what a socket takes at once.
+MAX_TYPED = 256
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,13 @@ class Console:
 
 
 @dataclass(frozen=True)
+class Type:
+    """Text for whoever reads the serial console."""
+
+    text: bytes
+
+
+@dataclass(frozen=True)
 class Await:
     """Wait for an event that came, or comes, since the conversation began."""
 
@@ -68,7 +77,7 @@ class Dump:
     length: int
 
 
-Step = Union[Command, Repeat, Gdb, Console, Await, Dump]
+Step = Union[Command, Repeat, Gdb, Console, Type, Await, Dump]
 
 
 @dataclass(frozen=True)
@@ -169,6 +178,13 @@ def _console(step: Dict[str, Any]) -> Console:
     return Console(compiled, _seconds(step["timeout_s"]), _a(bool, step["fresh"]))
 
 
+def _type(step: Dict[str, Any]) -> Type:
+    text = _a(str, step["text"])
+    if not text.isascii() or not 0 < len(text) <= MAX_TYPED:
+        raise ValueError(f"script: text {text[:80]!r}: wanted ASCII, 1 to {MAX_TYPED} characters")
+    return Type(text.encode())
+
+
 def _await(step: Dict[str, Any]) -> Await:
     return Await(_texts(step["events"]), _seconds(step["timeout_s"]))
 
@@ -182,6 +198,7 @@ _STEPS: Dict[str, Callable[[Dict[str, Any]], Step]] = {
     "repeat": _repeat,
     "gdb": _gdb,
     "console": _console,
+    "type": _type,
     "await": _await,
     "dump": _dump,
 }

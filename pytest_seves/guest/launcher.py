@@ -23,12 +23,13 @@ from . import qemu
 from .archive import Archive, Record
 from .defects import chosen_defects
 from .faults import fault_rules
+from .firmware_flash import host_flash
 from .kept import Kept
 from .kernel import host_initramfs, host_kernel
 from .observe import begin, observe
 from .recorded import spec_record, stored_name
 from .seam import require_init2
-from .spec import HOST_KERNEL, NEVER, PROBE_INITRD, PUT, GuestSpec
+from .spec import HOST_KERNEL, HOST_VARIABLES, NEVER, PROBE_INITRD, PUT, GuestSpec
 from .steps import Console
 
 if TYPE_CHECKING:
@@ -182,7 +183,8 @@ class Launcher:
             require_init2(target.name, target.facts)
         placed = self._on_host(spec)
         argv, limit = self._argv(placed), _LAUNCH_S + _LAUNCH_VCPU_S * spec.vcpus
-        limit += sum(step.timeout_s for step in spec.steps if isinstance(step, Console)) if spec.kernel else 0
+        if spec.kernel or spec.variables:  # what boots for long
+            limit += sum(step.timeout_s for step in spec.steps if isinstance(step, Console))
         self.launched += 1
         started, given = datetime.now(UTC), {**self._circumstances(spec), "timeout_s": limit, "usage": usage}
         unsent = [path for path in self._unsent if any(path in word for word in argv)]
@@ -222,11 +224,19 @@ class Launcher:
         )
 
     def _on_host(self, spec: GuestSpec) -> GuestSpec:
-        """Names of a kernel and an initramfs become the paths of files there."""
+        """Names of a kernel, an initramfs and variables become the paths of files there."""
+        if spec.variables == HOST_VARIABLES:
+            code, variables = self._flash
+            firmware = self.put("code.fd", code) if code else None
+            spec = replace(spec, firmware=firmware, variables=self.put("variables.fd", variables))
         kernel = host_kernel(self._target) if spec.kernel == HOST_KERNEL else spec.kernel
         ours = spec.initrd == PROBE_INITRD
         initrd = self.put("initramfs", self._initramfs) if ours else spec.initrd
         return replace(spec, kernel=kernel, initrd=initrd)
+
+    @cached_property
+    def _flash(self) -> tuple[bytes | None, bytes]:
+        return host_flash(self._target)
 
     @cached_property
     def _initramfs(self) -> bytes:

@@ -115,7 +115,10 @@ def _sev_guest(spec: GuestSpec, cbit: int, reduced_phys_bits: int, properties: f
 def _firmware(spec: GuestSpec, path: str) -> tuple[str, ...]:
     if spec.firmware_via == "bios":
         return ("-bios", path)
-    return ("-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={_escaped(path)}")
+    code = ("-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={_escaped(path)}")
+    if spec.variables is None:
+        return code
+    return (*code, "-drive", f"if=pflash,format=raw,unit=1,snapshot=on,file={_escaped(spec.variables)}")
 
 
 def _kernel(spec: GuestSpec) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from . import qemu
 from .spec import GuestSpec
-from .steps import Await, Console, Dump, Gdb, Qmp, Repeat, Step, hmp
+from .steps import Await, Console, Dump, Gdb, Qmp, Repeat, Step, Type, hmp
 
 #: Asked of every guest, before it runs (when it was started paused) and while it runs.
 QUESTIONS = ("query-status", "query-sev", "query-sev-launch-measure", "query-sev-capabilities")
@@ -40,6 +40,8 @@ def _wire(step: Step) -> list[dict[str, Any]]:
     if isinstance(step, Console):
         wanted = {"pattern": step.pattern, "timeout_s": step.timeout_s, "fresh": step.fresh}
         return [{"do": "console", **wanted}]
+    if isinstance(step, Type):
+        return [{"do": "type", "text": step.text}]
     if isinstance(step, Await):
         return [{"do": "await", "events": list(step.events), "timeout_s": step.timeout_s}]
     return [_command(step)]

@@ -20,6 +20,8 @@ ENDS = ("quit", "SIGTERM", "SIGKILL")
 HOST_KERNEL = "host"
 #: The initramfs that reports, and powers off.
 PROBE_INITRD = "probe"
+#: The variables that come with the firmware of the lab file.
+HOST_VARIABLES = "host"
 #: Before the name of a file that was put on the host, where a bundle names it: its directory there is random.
 PUT = "put:"
 #: It is left to its deadline, for a person to look at.
@@ -47,6 +49,8 @@ class GuestSpec:
     :param memory_mib: RAM in MiB.
     :param firmware: path on the host; None takes the one of the lab file.
     :param firmware_via: ``bios`` or ``pflash``.
+    :param variables: its variables, for ``pflash``: a path on the host, or :data:`HOST_VARIABLES` with the
+        firmware of the lab file. The VMM writes into a copy that it throws away.
     :param machine: machine type.
     :param machine_options: further ``-machine`` options as (name, value), in order.
     :param init_path: one of :data:`INIT_PATHS`, None for the VMM's own choice.
@@ -84,6 +88,7 @@ class GuestSpec:
     initrd: str | None = None
     append: str = ""
     kernel_hashes: bool = False
+    variables: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.vcpus <= MAX_VCPUS:
@@ -99,6 +104,7 @@ class GuestSpec:
         if self.ends not in (*ENDS, NEVER):
             raise UsageError(f"ends: wanted one of {ENDS}, got {self.ends!r}")
         self._check_kernel()
+        self._check_variables()
 
     def _check_kernel(self) -> None:
         if self.kernel is None and (self.initrd or self.append or self.kernel_hashes):
@@ -109,6 +115,19 @@ class GuestSpec:
                 raise UsageError(f"{name}: wanted {word!r} or an absolute path on the host, got {given!r}")
         if self.kernel_hashes and self.policy is None:
             raise UsageError("kernel_hashes: wanted a policy with it: nothing is measured without one")
+
+    def _check_variables(self) -> None:
+        if self.variables is None:
+            return
+        if self.firmware_via != "pflash":
+            raise UsageError("variables: wanted firmware_via='pflash' with them")
+        if self.variables == HOST_VARIABLES and self.firmware is not None:
+            raise UsageError(f"variables={HOST_VARIABLES!r}: wanted no other firmware, got {self.firmware}")
+        if self.variables != HOST_VARIABLES and not self.variables.startswith(("/", PUT)):
+            raise UsageError(
+                f"variables: wanted {HOST_VARIABLES!r} or an absolute path on the host,"
+                f" got {self.variables!r}"
+            )
 
     @property
     def es(self) -> bool:

@@ -53,6 +53,13 @@ class Console:
 
 
 @dataclass(frozen=True)
+class Type:
+    """Type on the serial console, and do not wait for what comes of it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Await:
     """Wait for a QMP event that came, or comes, since the conversation began, or until the VMM has ended."""
 
@@ -68,7 +75,7 @@ class Dump:
     length: int
 
 
-Step = Qmp | Repeat | Gdb | Console | Await | Dump
+Step = Qmp | Repeat | Gdb | Console | Type | Await | Dump
 
 
 def qmp(command: str, *, until: tuple[str, ...] = (), **arguments: Any) -> Qmp:
@@ -90,6 +97,11 @@ def repeat(times: int, *steps: Qmp) -> Repeat:
 def console(pattern: str, *, timeout_s: float = 30.0, fresh: bool = False) -> Console:
     """Wait for something on the serial console."""
     return Console(pattern, timeout_s, fresh)
+
+
+def typed(line: str) -> Type:
+    """A line for whoever reads the serial console, and the Enter key."""
+    return Type(f"{line}\r")
 
 
 def event(*names: str, timeout_s: float = 10.0) -> Await:

@@ -255,6 +255,23 @@ def test_what_the_console_says(agent: LocalAgent) -> None:
     assert commands(result)[:2] == ["a", "b"]
 
 
+def test_what_is_typed(agent: LocalAgent) -> None:
+    """It reaches whoever reads the console, whole, and is not waited for."""
+    program = (
+        "c, = told()\nanswer(c)\nheard = console.recv(64)\nsys.exit(0 if heard == b'reset -s\\r' else 3)"
+    )
+    result = observe(agent, program, ask("a"), {"do": "type", "text": "reset -s\r"})
+    assert result["exit"] == {"status": 0}
+
+
+def test_nobody_to_type_for(agent: LocalAgent) -> None:
+    """A VMM that has closed its console ends the conversation, and the phase says at what."""
+    program = "console.close()\nc, = told()\nanswer(c)\n" + _ANSWERS
+    result = observe(agent, program, ask("a"), {"do": "type", "text": "x\r"}, ask("b"), timeout_s=4)
+    assert result["phase"] == "typing 'x\\r' on the console"
+    assert "b" not in commands(result)
+
+
 def test_a_console_that_is_silent(agent: LocalAgent) -> None:
     """The wait ends at its own limit; how the VMM stands was asked meanwhile."""
     began = time.monotonic()

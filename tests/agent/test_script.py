@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pytest_seves.agent.script import load
+from pytest_seves.agent.script import Type, load
 from pytest_seves.guest.script import QUESTIONS, script
 from pytest_seves.guest.spec import GuestSpec
-from pytest_seves.guest.steps import console, dump, event, gdb, hmp, qmp, repeat
+from pytest_seves.guest.steps import console, dump, event, gdb, hmp, qmp, repeat, typed
 from tests.agent.standing import QUIET
 
 CONSOLE = {"do": "console", "pattern": "x", "timeout_s": 1, "fresh": True}
@@ -34,6 +34,9 @@ CONSOLE = {"do": "console", "pattern": "x", "timeout_s": 1, "fresh": True}
         ),
         ({"steps": [{"do": "await", "events": [], "timeout_s": -1}]}, "wanted a number of seconds"),
         ({"steps": [{"do": "await", "events": [], "timeout_s": float("nan")}]}, "wanted a number of seconds"),
+        ({"steps": [{"do": "type", "text": "é"}]}, "wanted ASCII, 1 to 256 characters"),
+        ({"steps": [{"do": "type", "text": ""}]}, "wanted ASCII, 1 to 256 characters"),
+        ({"steps": [{"do": "type", "text": "x" * 257}]}, "wanted ASCII, 1 to 256 characters"),
         ({"steps": [{"do": "dump", "begin": "0", "length": 1}]}, "wanted int, got '0'"),
     ],
 )
@@ -57,14 +60,16 @@ def test_every_step_arrives() -> None:
         repeat(2, hmp("info mtree")),
         gdb("g"),
         console("ready", timeout_s=3.0, fresh=True),
+        typed("reset"),
         event("RESET"),
         dump(0x1000),
     )
     spec = GuestSpec(paused=True, paused_steps=(qmp("query-name"),), steps=steps, ends="SIGTERM")
     told = load(json.loads(json.dumps(script(spec))))
     assert [type(step).__name__ for step in told.steps] == [
-        *("Command", "Repeat", "Command", "Gdb", "Console", "Await", "Dump")
+        *("Command", "Repeat", "Command", "Gdb", "Console", "Type", "Await", "Dump")
     ]
+    assert [step.text for step in told.steps if isinstance(step, Type)] == [b"reset\r"]
     assert [question.name for question in told.questions] == list(QUESTIONS)
     assert sorted(told.awaited) == ["RESET", "STOP"]
     assert (told.signal, told.paused) == (15, True)

@@ -80,6 +80,10 @@ def test_a_vmm_that_measures_no_kernel() -> None:
             {"firmware_via": "pflash"},
             "-drive if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/ovmf/OVMF.fd",
         ),
+        (
+            {"firmware_via": "pflash", "firmware": "/c", "variables": "/v,1"},
+            "file=/c -drive if=pflash,format=raw,unit=1,snapshot=on,file=/v,,1 -chardev",
+        ),
         ({"machine": {"smm": "on"}}, "-machine q35,accel=kvm,smm=on,confidential-guest-support=sev0"),
         (
             {"machine": {"type": "pc", "kernel-irqchip": "split"}},

@@ -97,6 +97,7 @@ class Profile:
     :param wrong_ap_lost: the last vCPU of a SEV-ES VM never gets its first SIPI.
     :param wrong_hold_lost: a SEV-ES vCPU never gets a SIPI but its first: it stays in its AP reset hold.
     :param wrong_termination_ignored: a SEV-ES guest that asks for its termination goes on.
+    :param wrong_vmm_mmio: KVM_RUN fails where a SEV-ES guest accesses by GHCB what only the VMM has.
     :param wrong_triple_fault_hangs: after its triple fault KVM_RUN executes nothing and lasts until a kick.
     :param wrong_registers_shown: KVM_GET_REGS and KVM_GET_SREGS of a protected vCPU, where they succeed, give
         the guest's registers.
@@ -173,6 +174,7 @@ class Profile:
     wrong_ap_lost: bool = False
     wrong_hold_lost: bool = False
     wrong_termination_ignored: bool = False
+    wrong_vmm_mmio: bool = False
     wrong_triple_fault_hangs: bool = False
     wrong_registers_shown: bool = False
     wrong_ghcb_registers: bool = False
