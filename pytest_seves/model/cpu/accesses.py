@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import exits
+from .nested_paging import C_BIT_MASK
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -68,7 +69,8 @@ class Accesses:
         place = _MMIO_WINDOW + page
         if page >> 32:
             place = _HIGH_WINDOW + 0x1000 * self._high.setdefault(page, len(self._high))
-        for private in (False, True) if self._machine.memory.encrypted else (False,):
+        half = bool(page & C_BIT_MASK)  # of a plain guest, whose address this bit is a part of
+        for private in (False, True) if self._machine.memory.encrypted else (half,):
             self._machine.memory.paging.map(private, page, place, writable=True)
 
     def _high_gpa(self, offset: int) -> int:
