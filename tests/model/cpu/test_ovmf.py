@@ -74,12 +74,13 @@ def floppy(name: bytes, content: bytes) -> bytes:
 
 
 @pytest.mark.slow
-def test_ovmf_reads_a_virtio_disk(launch: Callable[..., Guest], tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["disable-modern=on", "disable-legacy=on"], ids=["port", "memory"])
+def test_ovmf_reads_a_virtio_disk(launch: Callable[..., Guest], tmp_path: Path, device: str) -> None:
     """The shell runs startup.nsh from it; each request was a write that signalled an eventfd of QEMU's."""
     console, disk = tmp_path / "console", tmp_path / "disk"
     disk.write_bytes(floppy(b"STARTUP NSH", b"echo FROM-THE-DISK\r\n"))
     with ModelHost.start("linux-6.1", tmp_path / "host") as host:
-        drive = f"-drive if=none,id=disk,format=raw,file={disk} -device virtio-blk-pci,drive=disk"
+        drive = f"-drive if=none,id=disk,format=raw,file={disk} -device virtio-blk-pci,drive=disk,{device}"
         extra = f"{_RAM} -serial file:{console} -rtc base=2026-01-01 {drive}"
         guest = launch(host, policy=None, firmware=flash(tmp_path), extra=extra)
         account = boot(guest, console, host, b"\nFROM-THE-DISK")
