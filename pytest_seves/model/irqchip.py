@@ -20,7 +20,6 @@ from .cpu.pit import Pit
 PIC_MASTER, PIC_SLAVE, IOAPIC = 0, 1, 2
 _CHIP_SIZE = 512
 _TO_CHIP, _TO_MSI = 1, 2
-_PIT_PIN = 2
 _LINES = (8, 8, PINS)
 _LIMIT = 4096  # KVM_MAX_IRQ_ROUTES
 _ENTRY = struct.Struct("<IIII 3I 20x")
@@ -82,9 +81,9 @@ class Irqchip:
         return gsi is not None and self.resample(gsi)
 
     def use_default_routes(self) -> None:
-        """KVM_CREATE_IRQCHIP: both kinds of controllers, GSI 0 being pin 2 of the IOAPIC."""
+        """KVM_CREATE_IRQCHIP: both kinds of controllers, each pin of the IOAPIC by its own number."""
         for gsi in range(PINS):
-            ways = [Route(IOAPIC, gsi or _PIT_PIN)] if gsi != _PIT_PIN else []
+            ways = [Route(IOAPIC, gsi)]
             if gsi < 16:
                 ways.insert(0, Route(gsi // 8, gsi % 8))
             self._routes[gsi] = ways

@@ -6,11 +6,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import exits
+from .nested_paging import C_BIT_MASK
 
 if TYPE_CHECKING:
     from .machine import Machine
 
-_MMIO_WINDOW = 0x60_0000_0000
+#: Where the engine has what is not memory: below 4 GiB page by page, above in the order of first use.
+_MMIO_WINDOW, _HIGH_WINDOW = 0x60_0000_0000, 0x61_0000_0000
 
 
 class Accesses:
@@ -18,7 +20,13 @@ class Accesses:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        self._high: dict[int, int] = {}
         machine.engine.map_mmio(_MMIO_WINDOW, self._mmio_read_now, self._mmio_write_now)
+        machine.engine.map_mmio(
+            _HIGH_WINDOW,
+            lambda offset, size: self._mmio_read_now(self._high_gpa(offset), size),
+            lambda offset, size, value: self._mmio_write_now(self._high_gpa(offset), size, value),
+        )
 
     def port_in(self, port: int, size: int, count: int) -> exits.Reading:
         """Read a port, of KVM's own devices or the VMM's."""
@@ -57,20 +65,23 @@ class Accesses:
 
         The page is mapped to a window whose accesses call us in the middle of the instruction.
         """
-        self._machine.memory.paging.map(
-            False, gpa & -0x1000, _MMIO_WINDOW + (gpa & 0xFFFFF000), writable=True, executable=True
-        )
-        if self._machine.memory.encrypted:
-            self._machine.memory.paging.map(
-                True, gpa & -0x1000, _MMIO_WINDOW + (gpa & 0xFFFFF000), writable=True, executable=True
-            )
+        page = gpa & -0x1000
+        place = _MMIO_WINDOW + page
+        if page >> 32:
+            place = _HIGH_WINDOW + 0x1000 * self._high.setdefault(page, len(self._high))
+        half = bool(page & C_BIT_MASK)  # of a plain guest, whose address this bit is a part of
+        for private in (False, True) if self._machine.memory.encrypted else (half,):
+            self._machine.memory.paging.map(private, page, place, writable=True, executable=True)
 
-    def _mmio_read_now(self, offset: int, size: int) -> int:
-        data = self._complete(self.mmio_read(offset, size))
+    def _high_gpa(self, offset: int) -> int:
+        return list(self._high)[offset >> 12] + (offset & 0xFFF)
+
+    def _mmio_read_now(self, gpa: int, size: int) -> int:
+        data = self._complete(self.mmio_read(gpa, size))
         return int.from_bytes(data or b"", "little")
 
-    def _mmio_write_now(self, offset: int, size: int, value: int) -> None:
-        self._complete(self.mmio_write(offset, (value & (1 << 8 * size) - 1).to_bytes(size, "little")))
+    def _mmio_write_now(self, gpa: int, size: int, value: int) -> None:
+        self._complete(self.mmio_write(gpa, (value & (1 << 8 * size) - 1).to_bytes(size, "little")))
 
     def _complete(self, handling: exits.Reading | exits.Handling) -> bytes | None:
         """Drive a handling to its end here and now, serving the VMM meanwhile."""

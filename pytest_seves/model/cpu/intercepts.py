@@ -180,7 +180,7 @@ def _not_memory(cpu: Processor) -> exits.Handling | None:
     if cpu.es:
         cpu.vc(vmcb.NPF)
         return None
-    gpa = cpu.engine.exit_address & ~C_BIT_MASK
+    gpa = cpu.engine.exit_address & ~(C_BIT_MASK if cpu.memory.encrypted else 0)
     fetched_from, _ = cpu.machine.virtual.translate(cpu.linear_ip)
     if fetched_from >> 12 == gpa >> 12:
         cpu.machine.trace.note(f"vCPU {cpu.vcpu.identifier}: code at {gpa:#x}, where no memory is")

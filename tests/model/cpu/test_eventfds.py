@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
@@ -87,6 +88,17 @@ def count(descriptor: int) -> int:
         return os.eventfd_read(descriptor)
     except BlockingIOError:
         return 0
+
+
+def copies(descriptor: int) -> int:
+    """How many descriptors of this process are this eventfd."""
+
+    def identity(number: int | str) -> list[str]:
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/self/fdinfo/{number}") as file:
+            return [line for line in file if line.startswith("eventfd-id")]
+        return []
+
+    return sum(identity(number) == identity(descriptor) for number in os.listdir("/proc/self/fd"))
 
 
 def full() -> Board:
@@ -243,9 +255,9 @@ def test_signals_outlive_the_vmms_descriptor(eventfd: Callable[[], int]) -> None
     os.close(copy)
     board.work()
     assert count(ours) == 1
-    before = len(os.listdir("/proc/self/fd"))
+    assert copies(ours) == 2
     board.vm.ioeventfds.close()
-    assert len(os.listdir("/proc/self/fd")) == before - 1
+    assert copies(ours) == 1
 
 
 # KVM_IRQFD
@@ -410,12 +422,12 @@ def test_unmasked_level_is_asked_for(eventfd: Callable[[], int], profile: str, a
 
 def test_irqfds_end_with_the_vm(eventfd: Callable[[], int]) -> None:
     """Every copy is given up, and nothing is watched any more."""
-    before = len(os.listdir("/proc/self/fd"))
-    board = Board(HLT)
-    assert irqfd(board, eventfd()) == 0
+    board, ours, told = Board(HLT), eventfd(), eventfd()
+    board.vm._irqchip = True
+    assert irqfd(board, ours, flags=RESAMPLE, resample=told) == 0
+    assert (copies(ours), copies(told), len(board.watched)) == (2, 2, 1)
     board.vm.irqfds.close()
-    assert not board.watched
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert (copies(ours), copies(told), len(board.watched)) == (1, 1, 0)
 
 
 # The ends of interrupts

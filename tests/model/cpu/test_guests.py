@@ -383,6 +383,21 @@ def test_memory_mapped_access_of_a_plain_guest() -> None:
     assert board.mmio == [(0x3000004, (0xBEEF).to_bytes(4, "little"))]
 
 
+def test_memory_mapped_access_above_4_gib() -> None:
+    """Where firmware puts 64-bit BARs the whole address counts: read one page, write it and another; hlt."""
+
+    def prepare(board: Board) -> None:  # 2 MiB at 0xC800000 and at 0xCA00000
+        entries = (0x8_0000_0087).to_bytes(8, "little") + (0xE0_0020_0087).to_bytes(8, "little")
+        board.memory.ram[0x12320:0x12330] = entries
+
+    code = bytes.fromhex("8b04250800800c 8904250c00800c 8904251000a00c f4")
+    board = long_mode(code, "plain", prepare=prepare)
+    board.answers[0x8_0000_0008] = 0xBEEF
+    board.work()
+    data = (0xBEEF).to_bytes(4, "little")
+    assert board.mmio == [(0x8_0000_000C, data), (0xE0_0020_0010, data)]
+
+
 # Exceptions and interrupts
 
 

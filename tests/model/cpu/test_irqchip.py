@@ -247,7 +247,7 @@ def test_pit_state_goes_out_and_in() -> None:
 
 
 def test_default_routes() -> None:
-    """GSI 0 is pin 2 of the IOAPIC and line 0 of the PIC; from 16 on there is the IOAPIC alone."""
+    """A GSI is the pin of that number, of the PIC and the IOAPIC; from 16 on there is the IOAPIC alone."""
     wire = Wire()
     chip = Irqchip()
     chip.deliver = wire._send
@@ -257,7 +257,7 @@ def test_default_routes() -> None:
             chip.ioapic.write(register, value)
     chip.set_line(0, True)
     chip.set_line(20, True)
-    assert [message.vector for message in wire.sent] == [0x52, 0x64]
+    assert [message.vector for message in wire.sent] == [0x50, 0x64]
     assert chip.pics.chips[0].irr == 1
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,12 @@ _DEADLINE_S = 300.0
 _RAM = "-object memory-backend-memfd,id=ram,size=256M,share=on -m 256 -machine pc,memory-backend=ram"
 
 
-def boot(guest: Guest, console: Path, host: ModelHost) -> dict[str, Any]:
-    """Wait for the prompt, end the VMM; the model's account of the guest."""
+def boot(guest: Guest, console: Path, host: ModelHost, wanted: bytes = PROMPT) -> dict[str, Any]:
+    """Wait for a text on the console, end the VMM; the model's account of the guest."""
     before = len(host.guest_log.read_text().splitlines()) if host.guest_log.exists() else 0
     end = time.monotonic() + _DEADLINE_S
-    while PROMPT not in (console.read_bytes() if console.exists() else b""):
-        assert time.monotonic() < end, f"no {PROMPT!r} after {_DEADLINE_S:.0f} s"
+    while wanted not in (console.read_bytes() if console.exists() else b""):
+        assert time.monotonic() < end, f"no {wanted!r} after {_DEADLINE_S:.0f} s"
         time.sleep(0.1)
     assert guest.quit() == 0
     while not (host.guest_log.exists() and len(host.guest_log.read_text().splitlines()) > before):
@@ -60,6 +61,31 @@ def test_ovmf_reaches_its_shell_the_same_way_twice(
     assert shared > 5
     assert seen[0][:shared] == seen[1][:shared]
     assert not any(account["notes"] for account in accounts)
+
+
+def floppy(name: bytes, content: bytes) -> bytes:
+    """A FAT12 image with one file of one cluster (Microsoft, FAT File System Specification 1.03)."""
+    boot = bytearray(b"\xeb\x3c\x90MSDOS5.0".ljust(510, b"\0") + b"\x55\xaa")
+    struct.pack_into("<HBHBHHBHHHII", boot, 11, 512, 1, 1, 2, 224, 2880, 0xF0, 9, 18, 2, 0, 0)
+    boot[38:62] = b"\x29\0\0\0\0NO NAME    FAT12   "
+    table = b"\xf0\xff\xff\xff\x0f".ljust(9 * 512, b"\0")
+    entry = name + b"\x20" + bytes(14) + struct.pack("<HI", 2, len(content))
+    return (bytes(boot) + table * 2 + entry.ljust(14 * 512, b"\0") + content).ljust(2880 * 512, b"\0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["disable-modern=on", "disable-legacy=on"], ids=["port", "memory"])
+def test_ovmf_reads_a_virtio_disk(launch: Callable[..., Guest], tmp_path: Path, device: str) -> None:
+    """The shell runs startup.nsh from it; each request was a write that signalled an eventfd of QEMU's."""
+    console, disk = tmp_path / "console", tmp_path / "disk"
+    disk.write_bytes(floppy(b"STARTUP NSH", b"echo FROM-THE-DISK\r\n"))
+    with ModelHost.start("linux-6.1", tmp_path / "host") as host:
+        drive = f"-drive if=none,id=disk,format=raw,file={disk} -device virtio-blk-pci,drive=disk,{device}"
+        extra = f"{_RAM} -serial file:{console} -rtc base=2026-01-01 {drive}"
+        guest = launch(host, policy=None, firmware=flash(tmp_path), extra=extra)
+        account = boot(guest, console, host, b"\nFROM-THE-DISK")
+    assert account["counts"]["0x40000"] > 10
+    assert not account["notes"]
 
 
 @pytest.mark.slow
