@@ -326,7 +326,7 @@ _ALL = (
     Defect(
         "reset-hangs",
         "neither ends nor rebuilds a guest that was reset, nor ends one that powers off",
-        frozenset({"LIFECYCLE-1", "BOOT-4"}),
+        frozenset({"LIFECYCLE-1", "LIFECYCLE-9", "BOOT-4"}),
         arguments=("-action", "shutdown=pause"),
     ),
     Defect(
