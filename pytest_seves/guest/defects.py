@@ -330,6 +330,12 @@ _ALL = (
         arguments=("-action", "shutdown=pause"),
     ),
     Defect(
+        "reset-unexplained",
+        "ends a guest that was reset, and does not say why",
+        frozenset({"LIFECYCLE-1", "BOOT-5"}),
+        arguments=("-action", "reboot=shutdown"),
+    ),
+    Defect(
         "kernel-cpus-lost",
         "tells a kernel to use one CPU alone",
         frozenset({"BOOT-1", "BOOT-3"}),

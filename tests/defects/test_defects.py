@@ -51,7 +51,7 @@ HIDES_OTHERS = "ap-lost"
 #: Requirements of KVM_SEV_INIT2 alone: this machine's VMM may not know it. tests/generations judges them.
 INIT2_ALONE = {"INIT-6"}
 #: Requirements of guests with a kernel, which the model does not boot in time: test_linux.py has them.
-LINUX = {"BOOT-1", "BOOT-2", "BOOT-3", "BOOT-4"}
+LINUX = {"BOOT-1", "BOOT-2", "BOOT-3", "BOOT-4", "BOOT-5"}
 VMM_DEFECTS = [
     name
     for name, defect in DEFECTS.items()
