@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_seves.guest.firmware_shell import FirmwareShell
 from pytest_seves.guest.init_path import INIT_PATHS, InitPath
 from pytest_seves.guest.kernel import Linux
 from pytest_seves.guest.probe import Probe
@@ -33,3 +34,9 @@ def probe(launch_guest: Launcher) -> Probe:
 def linux(launch_guest: Launcher) -> Linux:
     """Factory: ``linux(vcpus=4, cycles=10)`` boots a Linux kernel with an init that reports (guest/linux)."""
     return Linux(launch_guest)
+
+
+@pytest.fixture
+def shell(launch_guest: Launcher) -> FirmwareShell:
+    """Factory: ``shell(vcpus=2, then="reset")`` boots the host's firmware to its UEFI shell."""
+    return FirmwareShell(launch_guest)

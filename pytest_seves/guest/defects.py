@@ -326,8 +326,14 @@ _ALL = (
     Defect(
         "reset-hangs",
         "neither ends nor rebuilds a guest that was reset, nor ends one that powers off",
-        frozenset({"LIFECYCLE-1", "BOOT-4"}),
+        frozenset({"LIFECYCLE-1", "LIFECYCLE-9", "BOOT-4"}),
         arguments=("-action", "shutdown=pause"),
+    ),
+    Defect(
+        "reset-unexplained",
+        "ends a guest that was reset, and does not say why",
+        frozenset({"LIFECYCLE-1", "BOOT-5"}),
+        arguments=("-action", "reboot=shutdown"),
     ),
     Defect(
         "kernel-cpus-lost",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_seves.errors import RigError, Unsupported
 
 from .linux.initramfs import probe_initramfs
-from .spec import HOST_KERNEL, PROBE_INITRD
+from .spec import HOST_KERNEL, PROBE_INITRD, GuestSpec
 from .steps import Step, console, event
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ class Linux:
         steps: list[Step] = [console(END, timeout_s=limit)]
         if then != "stay":
             steps.append(event("SHUTDOWN", "RESET", timeout_s=_OFF_S))
+        if then == "reboot" and options.get("policy", GuestSpec.policy) is None:
+            steps.append(console(END, timeout_s=limit, fresh=True))  # it can, and boots again
         guest: dict[str, Any] = {
             # The PC machine: OVMF of 2022 finds no device of q35 under SEV-ES.
             "machine": "pc",

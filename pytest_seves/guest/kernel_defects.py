@@ -114,6 +114,12 @@ KERNEL_DEFECTS: Mapping[str, tuple[str, frozenset[str], Mapping[str, int]]] = {
             "lets a SEV-ES guest go on that asks for its termination",
         ),
         (
+            "vmm-mmio-refused",
+            "wrong_vmm_mmio",
+            "AP-BOOT-10",
+            "lets no SEV-ES guest access what only the VMM has, other than by ports",
+        ),
+        (
             "triple-fault-hangs",
             "wrong_triple_fault_hangs",
             "LIFECYCLE-4",

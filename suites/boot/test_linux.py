@@ -9,6 +9,7 @@ import pytest
 
 from pytest_seves.errors import Undecided, Unsupported
 from pytest_seves.evidence.timeline import Stage
+from suites.lifecycle.test_lifecycle import ended_with_its_message, measured_again
 
 if TYPE_CHECKING:
     from pytest_seves.evidence.launch import Launch
@@ -82,3 +83,22 @@ def test_a_power_off_ends_the_vm(linux: Linux, vcpus: int, policy: int | None) -
     assert booted(launch).complete
     assert not launch.qmp.all("quit"), launch.account()
     assert (launch.exit.status, launch.exit.signal) == (0, None), launch.account()
+
+
+@pytest.mark.requirement("BOOT-5")
+@SIZES
+def test_a_reboot_ends_or_rebuilds_the_vm(linux: Linux, vcpus: int) -> None:
+    """A SEV-ES guest that reboots ends with a message that says why, or is launched and measured again."""
+    launch = linux(vcpus=vcpus, then="reboot")
+    if not launch.reached(Stage.RUNNING).boots:
+        raise Undecided(f"{launch.host}: init never reported: {launch.account()}")
+    assert ended_with_its_message(launch) or measured_again(launch), launch.account()
+
+
+@pytest.mark.requirement("BOOT-5")
+def test_a_plain_guest_reboots(linux: Linux) -> None:
+    """Without encryption it boots again (control)."""
+    launch = linux(vcpus=4, policy=None, then="reboot").reached(Stage.RUNNING)
+    if not launch.boots:
+        raise Undecided(f"{launch.host}: init never reported: {launch.account()}")
+    assert len(launch.boots) > 1, launch.account()
