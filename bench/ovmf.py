@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import resource
+import select
 import shlex
 import statistics
 import subprocess
@@ -90,7 +91,7 @@ def qemu(setup: Setup, binary: str, firmware: str, directory: Path) -> str:
         "-monitor",
         "none",
     ]
-    values += ["-smp", str(setup.vcpus), "-serial", f"file:{directory}/console", "-rtc", "base=2026-01-01"]
+    values += ["-smp", str(setup.vcpus), "-serial", f"pipe:{directory}/console", "-rtc", "base=2026-01-01"]
     policy = POLICIES[setup.kind]
     if policy is not None:
         machine += ",confidential-guest-support=sev0"
@@ -113,10 +114,12 @@ def boot(host: ModelHost, setup: Setup, *, binary: str, firmware: str, deadline_
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory(prefix="seves-bench-") as name:
         directory = Path(name)
-        console = directory / "console"
+        for end in ("in", "out"):  # both, or QEMU takes `console` for one pipe in two directions
+            os.mkfifo(directory / f"console.{end}")
+        console = os.open(directory / "console.out", os.O_RDONLY | os.O_NONBLOCK)
         start = "import sys; from pytest_seves.model.session import main; main(sys.argv[1:])"
         arguments = [str(host.directory), PROFILE, str(cpuid.published_encryption_ebx())]
-        started, text = time.monotonic(), b""
+        started = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-c", start, *arguments],
             env={**os.environ, "SSH_ORIGINAL_COMMAND": qemu(setup, binary, firmware, directory)},
@@ -124,20 +127,36 @@ def boot(host: ModelHost, setup: Setup, *, binary: str, firmware: str, deadline_
             cwd=Path(__file__).resolve().parents[1],
         )
         try:
-            while PROMPT not in text and process.poll() is None:
-                if time.monotonic() > started + deadline_s:
-                    break
-                time.sleep(0.01)
-                text = console.read_bytes() if console.exists() else b""
+            text = _read_until_prompt(process, console, started + deadline_s)
             seconds = time.monotonic() - started
         finally:
             process.terminate()
             process.wait()
+            os.close(console)
     account = _account(log, before)
     now = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
     said = {"shell": PROMPT in text, "said": len(text), "exception": _EXCEPTION in text}
     return {"seconds": seconds, "cpu_s": cpu, **said, **account}
+
+
+def _read_until_prompt(process: subprocess.Popen[bytes], console: int, until: float) -> bytes:
+    """What the guest said, to its prompt if that comes in time and QEMU lives; wakes with each piece."""
+    text = b""
+    ended = os.pidfd_open(process.pid)
+    poller = select.poll()
+    poller.register(ended, select.POLLIN)
+    poller.register(console, select.POLLIN)
+    try:
+        while PROMPT not in text and (left := until - time.monotonic()) > 0:
+            ready = dict(poller.poll(left * 1000))
+            if ready.get(console, 0) & select.POLLIN:
+                text += os.read(console, 1 << 16)
+            elif ready:  # QEMU is gone, or has closed its console
+                break
+    finally:
+        os.close(ended)
+    return text
 
 
 def _account(log: Path, before: int) -> dict[str, Any]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 TSC, APIC_BASE, TSC_DEADLINE, EFER, TSC_AUX = 0x10, 0x1B, 0x6E0, 0xC0000080, 0xC0000103
 _MTRR_CAPABILITY, _X2APIC_FIRST, _X2APIC_LAST = 0xFE, 0x800, 0x8FF
 _INITIAL = {_MTRR_CAPABILITY: 0x508, 0x2FF: 0, 0x8B: 0x01000065, 0x17: 0}
+_PREDICTION_COMMAND, _BARRIER = 0x49, 1  # IA32_PRED_CMD and its IBPB
+_HAS_BARRIER = 1 << 12  # CPUID 0x80000008 EBX
 
 
 class UnknownMsr(Exception):
@@ -71,6 +73,9 @@ def write(processor: Processor, number: int, value: int) -> None:
         processor.write_lapic(register, value)
         if register == apic.ICR:
             lapic.registers[apic.ICR2] = value >> 32
+    elif number == _PREDICTION_COMMAND:  # svm_set_msr(): write-only, and nothing to forget here
+        if value & ~_BARRIER or not processor.cpuid(0x80000008, 0)[1] & _HAS_BARRIER:
+            raise UnknownMsr(hex(number))
     elif processor.vcpu.profile.knows_msr(number):
         processor.vcpu.msrs[number] = value
     else:

@@ -6,6 +6,7 @@ Machine code is spelled out, its assembly beside it.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 
 import pytest
@@ -126,6 +127,21 @@ def test_registers_come_from_where_the_kind_has_them(kind: str) -> None:
     board.vcpus[0].regs = kvm.REGS.encode(**{**regs, "rdi": 7})  # too late for a protected one
     board.work()
     assert board.guest(0x1000) == (1 if kind == "es" else 8)
+
+
+@pytest.mark.parametrize(
+    ("features", "value", "seen"),
+    [(1 << 12, 1, 7), (0, 1, 13), (1 << 12, 2, 13)],
+    ids=["has", "lacks", "bits"],
+)
+def test_branch_prediction_barrier(features: int, value: int, seen: int) -> None:
+    """IA32_PRED_CMD is there for a guest with IBPB: mov byte [0x1000], 7; hlt. #GP: 13 instead."""
+    code = write_msr(0x49, value) + bytes.fromhex("c604250010000007") + HLT
+    board = long_mode(code, "plain", handlers={13: bytes.fromhex("c60425001000000d") + HLT})
+    entry = struct.pack("<10I", 0x80000008, 0, 0, 40, features, 0, 0, 0, 0, 0)
+    board.vcpus[0].cpuid = struct.pack("<2I", 1, 0) + entry
+    board.work()
+    assert board.guest(0x1000, 1, private=False) == seen
 
 
 # #VC and VMGEXIT
