@@ -16,6 +16,7 @@ import pytest
 from .blocked import Blocked, Watch
 from .errors import EvidenceError, InventoryError, RigError, SevesError, UsageError
 from .evidence.bundle import without_host
+from .foreseen import Foreseen
 from .host.lease import Tenant
 from .hosts import Hosts
 from .ledger import Ledger
@@ -78,6 +79,8 @@ class Run:
             self.allure = AllureResults(config, options, self._source)
             config.pluginmanager.register(self.allure, "sev-allure")
         self._blocked = Blocked()
+        if self._live:
+            config.pluginmanager.register(Foreseen(config, self._live, options.defects), "sev-foreseen")
         self._verdicts = Verdicts(config, options, self._source, self._blocked)
         self._ledger: Ledger | None = None
         self._qualification: Qualification | None = None

@@ -28,6 +28,7 @@ PYTEST_SIDE = {
     "hosts",
     "verdicts",
     "blocked",
+    "foreseen",
     "ledger",
     "planned",
     "listed",

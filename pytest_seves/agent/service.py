@@ -11,6 +11,7 @@ import platform
 import signal
 import sys
 import time
+from collections import deque
 from typing import Any, Callable, NoReturn, Sequence
 
 from pytest_seves.agent import calls, command, facts, files, health, lineage, provision
@@ -26,6 +27,7 @@ from pytest_seves.agent.turns import Turns
 _QUEUE_HIGH = 8 << 20
 """Above so many unsent bytes no further request is read."""
 _HEALTH_S = 10.0
+_GUESTS = ("observe", "calls")
 
 Done = Callable[[dict[str, Any]], None]
 
@@ -55,6 +57,8 @@ class Service:
             self._loop, self._lease, self._turns, self._admission, self._guard, self._empty_file
         )
         self._holder: AsidHolder | None = None
+        self._later: deque[Callable[[], None]] = deque()
+        self._busy = 0
         self._heard = 0.0
         self._silence: Timer | None = None
         self._ops: dict[str, Callable[..., None]] = {
@@ -178,11 +182,31 @@ class Service:
 
         def done(result: dict[str, Any]) -> None:
             self._answer(number, result)
+            self._ended(op)
 
         def fail(kind: str, text: str, evidence: dict[str, Any]) -> None:
             self._error(number, kind, text, evidence)
+            self._ended(op)
 
-        self._guard(fail, lambda: handler(done, fail, **args))
+        def begin() -> None:
+            self._busy += op in _GUESTS
+            self._guard(fail, lambda: handler(done, fail, **args))
+
+        if message.get("ahead"):
+            self._later.append(begin)
+            self._go_on()
+        else:
+            begin()
+
+    def _ended(self, op: str) -> None:
+        if op in _GUESTS:
+            self._busy -= 1
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """With what was asked for ahead of its time: one after the other, and beside nothing else of ours."""
+        if self._later and not self._busy:
+            self._later.popleft()()
 
     def _guard(self, fail: command.Fail, work: Callable[[], None]) -> bool:
         """Do it; what a request may be wrong about is its answer. False: it failed."""

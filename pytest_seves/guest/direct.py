@@ -57,7 +57,7 @@ class Kvm:
             "side_by_side": self._target.side_by_side(),
         }
         # For a turn, for a place, and for the program.
-        told = self._target.client.call("calls", request, timeout_s=3 * timeout_s + _MARGIN_S)
+        told = self._target.client.ahead.call("calls", request, 3 * timeout_s + _MARGIN_S)
         answers = Answers(program, told["answers"])
         if self._archive:
             self._tell(self._archive.calls(self._test, program, answers))

@@ -126,6 +126,7 @@ class Launcher:
         self._target.require_ready()  # as it is with all its ASIDs
         client = self._target.client
         with self._target.progress.work(f"{self._target.name}: waiting for other launches to end"):
+            client.ahead.settle(_ALONE_S)
             client.call("alone.begin", {"timeout_s": _ALONE_S})
         try:
             yield Alone(self, self._target)
@@ -186,13 +187,14 @@ class Launcher:
         if spec.kernel or spec.variables:  # what boots for long
             limit += sum(step.timeout_s for step in spec.steps if isinstance(step, Console))
         self.launched += 1
-        started, given = datetime.now(UTC), {**self._circumstances(spec), "timeout_s": limit, "usage": usage}
+        given = {**self._circumstances(spec), "timeout_s": limit, "usage": usage}
         unsent = [path for path in self._unsent if any(path in word for word in argv)]
         given["files"] = [self._unsent[path] for path in unsent]
         with target.progress.work(f"{target.name}: launching a {spec.vcpus}-vCPU guest"):
             launch = observe(target.client, argv, host=target.name, spec=spec, **given)
         for path in unsent:
             del self._unsent[path]
+        started = datetime.fromtimestamp(target.client.ahead.since, UTC)
         return self._write(launch, spec, placed, started)
 
     def keep(self, spec: GuestSpec, minutes: float) -> Kept:

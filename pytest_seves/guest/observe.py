@@ -55,7 +55,7 @@ def observe(
     :raise RigError: our side failed; never for anything that the VMM did.
     """
     asked = _request(argv, spec=spec, timeout_s=timeout_s, **request)
-    collected = client.call("observe", asked, timeout_s=_patience(timeout_s))
+    collected = client.ahead.call("observe", asked, _patience(timeout_s))
     said = {"phase": collected["phase"], "dumps": tuple(map(base64.b64decode, collected["dumps"]))}
     if collected["usage"] is not None:
         said["usage"] = tuple(_usage(host, told) for told in collected["usage"])

@@ -29,6 +29,7 @@ from pytest_seves.errors import (
 )
 from pytest_seves.host import bootstrap
 from pytest_seves.host.agentzip import AgentZip, agent_zip
+from pytest_seves.host.ahead import Ahead
 from pytest_seves.host.inventory import LabHost
 
 if TYPE_CHECKING:  # it imports paramiko, which is slow: only when a host is used
@@ -48,11 +49,18 @@ _GARBAGE_SHOWN = 2048
 
 
 @dataclass
-class _Call:
+class Call:
     """A request under way."""
 
+    client: AgentClient
+    op: str
+    number: int
     answered: threading.Event = field(default_factory=threading.Event)
     reply: dict[str, Any] | None = None
+
+    def result(self, timeout_s: float) -> dict[str, Any]:
+        """Wait for the answer; raises as :meth:`AgentClient.call` does."""
+        return self.client.wait(self, timeout_s)
 
 
 class AgentClient:
@@ -67,6 +75,8 @@ class AgentClient:
         self.host = host
         #: The agent's greeting: python, agent, pid, monotonic_ns, time_ns.
         self.hello: dict[str, Any] = {}
+        #: What is asked for before a test does.
+        self.ahead = Ahead(self)
         #: Bytes handed to SSH, for whoever watches; the last 2 MiB of them may still be on their way.
         self.sent = 0
         self._owner = os.getpid()
@@ -75,7 +85,7 @@ class AgentClient:
         self._release = release
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, Call] = {}
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._failure: Callable[[], HostError] | None = None
         self._greeted = threading.Event()
@@ -122,29 +132,42 @@ class AgentClient:
         :raises DeadlineExceeded: no answer in time. A late one is dropped.
         :raises HostError: the agent or the connection is gone.
         """
-        self._check_owner()
         args = args or {}
         if timeout_s is None:
             timeout_s = float(args["timeout_s"]) + _MARGIN_S if "timeout_s" in args else _CALL_S
-        call, number = _Call(), next(self._numbers)
+        return self.ask(op, args).result(timeout_s)
+
+    def ask(self, op: str, args: dict[str, Any] | None = None, *, ahead: bool = False) -> Call:
+        """Ask the agent for `op`, and do not wait: it begins with what it is asked for in that order.
+
+        :param ahead: it begins when it has no other guest to launch, and no other program to run.
+        """
+        self._check_owner()
+        call = Call(self, op, next(self._numbers))
         try:
-            frame = encode({"id": number, "op": op, "args": args})
+            frame = encode({"id": call.number, "op": op, "args": args or {}, "ahead": ahead})
         except ValueError as error:
             raise AgentError(f"{op}: the request is too large: {error}", host=self.host.name) from error
         with self._lock:
             self._raise_failure()
-            self._calls[number] = call
+            self._calls[call.number] = call
             self._outbox.put(frame)
+        return call
+
+    def wait(self, call: Call, timeout_s: float) -> dict[str, Any]:
+        """The answer to what was asked for."""
         if not call.answered.wait(timeout_s):
             with self._lock:
-                self._calls.pop(number, None)
+                self._calls.pop(call.number, None)
             raise DeadlineExceeded(
-                f"{op}: the agent did not answer within {timeout_s:g} s", host=self.host.name, op=op
+                f"{call.op}: the agent did not answer within {timeout_s:g} s",
+                host=self.host.name,
+                op=call.op,
             )
         if call.reply is None:
             self._raise_failure()
-            raise AgentError(f"{op}: the client was closed meanwhile", host=self.host.name)
-        return self._result(op, call.reply)
+            raise AgentError(f"{call.op}: the client was closed meanwhile", host=self.host.name)
+        return self._result(call.op, call.reply)
 
     def _result(self, op: str, reply: dict[str, Any]) -> dict[str, Any]:
         error = reply.get("error")

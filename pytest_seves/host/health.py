@@ -54,6 +54,7 @@ class Health:
         """
         now = self._ask(client)
         if exhausted(now):  # by guests of another worker, perhaps: look while none of ours runs
+            client.ahead.settle(_ALONE_S)
             try:
                 client.call("alone.begin", {"timeout_s": _ALONE_S})
             except AgentRemoteError as error:
