@@ -36,7 +36,7 @@ from .layout import (
     find_state,
     peek,
 )
-from .native import NO_EXIT, Hooks, code
+from .native import NO_EXIT, SYSCALL, Hooks, code
 
 # The engine's own physical memory. Guest memory is placed elsewhere by nested page tables.
 PRIVATE_BASE = 0x70_0000_0000
@@ -104,7 +104,8 @@ class Engine:
     def run(self, budget: int) -> int | None:
         """Execute until an exit or the end of `budget` blocks.
 
-        :return: the exit code, or None: the budget is used up and the vCPU stands before a block.
+        :return: the exit code, or None: the budget is used up and the vCPU stands before a block. Below 0 is
+            what the engine leaves to us and hardware does by itself: -n for INT n, -SYSCALL behind a SYSCALL.
         """
         control, state = self.control, self.state
         control.budget, control.number = budget, NO_EXIT
@@ -117,10 +118,8 @@ class Engine:
         if self.uc._hook_exception is not None:  # of a window's access
             raise self.uc._hook_exception
         number = control.number
-        if number >= 0x100 and number != _WRITE_TRAP:
-            return number - 0x100
         if number not in (NO_EXIT, _WRITE_TRAP):
-            return -number  # INT n, which has executed
+            return number - 0x100 if number >= 0x100 and number != SYSCALL else -number
         control.budget += 1  # the block that did not fit has not executed
         mask = (1 << 64) - 1 if state.hflags & HF_CS64 else 0xFFFFFFFF
         state.eip = control.address - state.segs[CS].base & mask
@@ -332,6 +331,7 @@ class Engine:
             # unicorn lacks the I/O intercept: the access happens, a breakpoint stops after it, it is undone
             "in": (c.UC_HOOK_INSN, x86.UC_X86_INS_IN),
             "out": (c.UC_HOOK_INSN, x86.UC_X86_INS_OUT),
+            "syscall": (c.UC_HOOK_INSN, x86.UC_X86_INS_SYSCALL),
         }
         for name, (kind, *instruction) in functions.items():
             handle = ctypes.c_size_t()

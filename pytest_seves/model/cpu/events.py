@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Delivery of exceptions and interrupts through the guest's own IDT, which unicorn leaves to its user.
+"""Ways into a kernel that unicorn leaves to its user: exceptions and interrupts by the IDT, and SYSCALL.
 
 Source: AMD64 Architecture Programmer's Manual volume 2 (24593), chapter 8 (exceptions, interrupt gates, stack
-switches, double faults) and 14 (real mode).
+switches, double faults), 14 (real mode) and 6.1.1 (SYSCALL and its MSRs).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from .engine import Engine
 from .layout import (
     CS,
     DS,
+    EFER_SCE,
     ES,
     HF_ADDSEG,
     HF_CPL,
@@ -21,12 +22,15 @@ from .layout import (
     HF_INHIBIT_IRQ,
     HF_LMA,
     HF_SS32,
+    R11,
+    RCX,
     RSP,
     SS,
     State,
 )
 from .virtual_memory import PageFault, VirtualMemory
 
+INVALID_OPCODE = 6
 DOUBLE_FAULT, NOT_PRESENT, STACK, GENERAL_PROTECTION, PAGE_FAULT = 8, 11, 12, 13, 14
 VMM_COMMUNICATION = 29
 #: Exceptions that push an error code.
@@ -41,6 +45,10 @@ _INTERRUPT_GATES = (0xE, 0x6)
 _GATES = (0xE, 0xF)
 _PRESENT, _CODE, _CONFORMING = 1 << 15, 1 << 11, 1 << 10
 _BIG, _LONG, _GRANULAR = 1 << 22, 1 << 21, 1 << 23
+#: What SYSCALL loads whatever the GDT says, as descriptors' second words: present, accessed, up to 4 GiB.
+_KERNEL_CODE, _KERNEL_DATA = 0x00AF9B00, 0x00CF9300
+_STAR, _LSTAR, _CSTAR, _SF_MASK = range(0xC0000081, 0xC0000085)
+_SYSCALL_SIZE = 2
 
 
 _FRAME, _FRAME_WITH_ERROR = struct.Struct("<5Q"), struct.Struct("<6Q")
@@ -141,6 +149,31 @@ class Events:
         changed = _RETURNED & (1 << 8 * size) - 1
         self.flags = self.flags & ~changed | flags & changed
         state.hflags &= ~HF_INHIBIT_IRQ
+
+    def system_call(self) -> None:
+        """SYSCALL, behind which RIP is already.
+
+        :raise TripleFault: EFER.SCE is clear, and the #UD could not be delivered.
+        """
+        state, msr, long = self._state, self._engine.uc.msr_read, bool(self._state.hflags & HF_LMA)
+        if not state.efer & EFER_SCE:
+            state.eip -= _SYSCALL_SIZE
+            return self.deliver(INVALID_OPCODE)
+        star, flags = msr(_STAR), self.flags & ~_FLAGS_RF
+        state.regs[RCX] = state.eip
+        if long:
+            state.regs[R11] = flags
+            target, cleared = msr(_LSTAR if state.hflags & HF_CS64 else _CSTAR), msr(_SF_MASK)
+        else:
+            target, cleared = star & 0xFFFFFFFF, FLAGS_IF | _FLAGS_VM
+        selector = star >> 32 & 0xFFFC
+        code = _KERNEL_CODE if long else _KERNEL_CODE & ~_LONG | _BIG
+        load_segment(state, CS, selector, 0, 0xFFFFFFFF, code)
+        load_segment(state, SS, selector + 8, 0, 0xFFFFFFFF, _KERNEL_DATA)
+        state.hflags &= ~(HF_CPL | HF_INHIBIT_IRQ)
+        self.flags = flags & ~cleared
+        state.eip = target
+        return None
 
     def _long(self, vector: int, error: int | None, software: bool) -> None:
         state, flags, registers = self._state, self.flags, self._registers

@@ -25,7 +25,6 @@ _PAUSE_OPCODE = b"\x90"
 _IRET = b"\xcf"
 _LONGEST = 15
 _INVD = b"\x0f\x08"
-INVALID_OPCODE = 6
 _FETCH = 1 << 4  # EXITINFO1 of a nested page fault
 
 
@@ -35,7 +34,7 @@ def handle(cpu: Processor, code: int) -> exits.Handling | None:
         return _exception(cpu, code - vmcb.EXCEPTION)
     handler = _HANDLERS.get(code)
     if handler is None:  # nested SVM, which no guest is offered
-        cpu.machine.events.deliver(INVALID_OPCODE)
+        cpu.machine.events.deliver(events.INVALID_OPCODE)
         return None
     return handler(cpu)
 
@@ -45,7 +44,7 @@ def _exception(cpu: Processor, vector: int) -> exits.Handling | None:
         access = cpu.engine.taken_back()
         if access is not None:
             return port_io.access(cpu, access)
-    if vector == INVALID_OPCODE and not cpu.state.cr[0] & 1 and _VMMCALL in cpu.code(4):
+    if vector == events.INVALID_OPCODE and not cpu.state.cr[0] & 1 and _VMMCALL in cpu.code(4):
         return _vmmcall(cpu)  # the engine has it in protected mode only
     error = cpu.engine.exit_information & 0xFFFFFFFF if vector in events.WITH_ERROR else None
     if vector == events.PAGE_FAULT:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
+R11 = 11
 ES, CS, SS, DS, FS, GS = range(6)
 
 HF_CPL = 3
@@ -25,6 +26,7 @@ HF_LMA = 1 << 14
 HF_CS64 = 1 << 15
 HF_IOBPT = 1 << 24
 
+EFER_SCE = 1 << 0
 EFER_LME = 1 << 8
 EFER_LMA = 1 << 10
 EFER_NXE = 1 << 11

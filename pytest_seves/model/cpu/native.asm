@@ -1,6 +1,6 @@
 ; SPDX-License-Identifier: GPL-2.0-or-later
 ; The hooks of native.py: what unicorn calls for each block, exit and port access, without entering Python.
-; nasm -f bin native.asm; a function begins at each multiple of 0x200, in the order block, interrupt, invalid, in, out, walk.
+; nasm -f bin native.asm; a function begins at each multiple of 0x200, in the order block, interrupt, invalid, in, out, walk, syscall.
 bits 64
 
 %define BUDGET      0x00        ; struct Control
@@ -42,6 +42,7 @@ bits 64
 %define CR0_AND_CR4 0x11
 %define TRAP 0x190              ; exit code 0x90: a move that 64-bit code must not make
 %define GHCB_MSR 0xc0010130
+%define SYSCALL 0x200           ; for no exit code
 %define IO_BREAKPOINT 0x20402   ; DR7
 
 %define FOUND 0xe00             ; struct Walks, in the page of walk
@@ -248,3 +249,10 @@ walk:
     syscall
     add rsp, 32
     ret
+
+; void syscall(uc, Control *): the engine has left the instruction out, and goes on behind it
+times 0xc00 - ($ - $$) db 0xcc
+syscall_:
+    mov rdx, rsi
+    mov esi, SYSCALL
+    jmp interrupt.stop

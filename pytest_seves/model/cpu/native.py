@@ -55,9 +55,11 @@ FUNCTIONS = {
         "030000b910000000f348a548ff05c0030000c331c0505050504889e6bf0b00000031d241ba08000000b80d000000"
         "0f054883c420c3"
     ),
+    "syscall": ("4889f2be00020000e913f6ffff"),
 }
 
 NO_EXIT = -1
+SYSCALL = 0x200
 _WALKS = 0xE00
 _SA_SIGINFO = 4
 
@@ -89,7 +91,7 @@ class Control(ctypes.Structure):
         ("budget", ctypes.c_int64),
         ("stop", ctypes.c_uint64),  # uc_emu_stop
         ("address", ctypes.c_uint64),  # linear address of the block that did not fit the budget
-        ("number", ctypes.c_int64),  # exception, or 0x100 plus exit code
+        ("number", ctypes.c_int64),  # exception, 0x100 plus exit code, or SYSCALL
         ("request", ctypes.c_uint64),  # address of CPUState.interrupt_request, once it is known
         ("_none", ctypes.c_uint64),
         ("cr_writes", ctypes.c_uint64),  # addresses in CPUX86State: intercept_cr_write,

@@ -18,6 +18,7 @@ from .cpuid_view import CpuidView
 from .ghcb import Ghcb
 from .lapic import EOI, TPR, Ipi, Lapic
 from .layout import CS, HF_CS64, HF_INHIBIT_IRQ
+from .native import SYSCALL
 from .virtual_memory import CR0_PG, CR4_PAE, PageFault
 
 if TYPE_CHECKING:
@@ -284,6 +285,9 @@ class Processor:
             return None
         self.exits += 1
         try:
+            if code == -SYSCALL:
+                self.machine.events.system_call()
+                return None
             if code < 0:
                 self.machine.events.deliver(-code, software=True)
                 return None

@@ -443,6 +443,37 @@ def test_software_interrupts_return_behind_themselves(code: str, vector: int) ->
     assert machine_of(board).processors[0].activity is Activity.HALTED
 
 
+#: To CPL 3 by SYSRET with RFLAGS 0x602: mov ecx, 0x8100; mov r11d, 0x602; sysretq
+TO_USER = bytes.fromhex("b900810000 41bb02060000 480f07")
+#: mov [0x1000], rcx; mov [0x1008], r11; mov [0x1010], cs; mov [0x1018], ss; pushfq; pop [0x1020];
+#: mov rax, cr0
+SYSTEM_CALL = bytes.fromhex(
+    "48890c2500100000 4c891c2508100000 8c0c2510100000 8c142518100000 9c 8f042520100000 0f20c0"
+)
+
+
+@pytest.mark.parametrize("kind", ["es", "sev", "plain"])
+def test_system_call(kind: str) -> None:
+    """SYSCALL comes from CPL 3 to a handler that may do what CPL 0 may, with IF and DF masked."""
+    star = 0x10 << 48 | 0x08 << 32
+    code = write_msr(0xC0000081, star) + write_msr(0xC0000082, 0x8200) + write_msr(0xC0000084, 0x600)
+    code += write_msr(0xC0000080, 0xD01) + TO_USER
+    board = long_mode(code.ljust(0x100, b"\x90") + bytes.fromhex("0f05"), kind)
+    board.put(0x8200, SYSTEM_CALL + HLT)
+    board.work()
+    assert [board.guest(at) for at in (0x1000, 0x1008, 0x1020)] == [0x8102, 0x602, 0x2]
+    assert [board.guest(at, 2) for at in (0x1010, 0x1018)] == [0x08, 0x10]
+    assert machine_of(board).processors[0].activity is Activity.HALTED
+
+
+def test_system_call_that_is_not_enabled() -> None:
+    """Without EFER.SCE it is #UD, and RIP is its own: mov rax, [rsp]; mov [0x1000], rax; hlt."""
+    handler = bytes.fromhex("488b0424 4889042500100000 f4")
+    board = long_mode(bytes.fromhex("90 0f05"), "plain", handlers={6: handler})
+    board.work()
+    assert board.guest(0x1000) == 0x8001
+
+
 def test_error_code_of_a_general_protection_fault() -> None:
     """A selector beyond the GDT: mov eax, 0x4000; mov ds, eax; hlt."""
     code = move("eax", 0x4000) + bytes.fromhex("8ed8 f4")
