@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .spec import HOST_VARIABLES, GuestSpec
+from .spec import HOST_VARIABLES, GuestSpec, mapped_memory
 from .steps import Step, console, event, typed
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ RESET, SHUT_DOWN = "reset", "reset -s"
 #: From the reset vector to the prompt, which a countdown of 5 s precedes: what a guest that hangs costs.
 _BOOT_S = 240.0
 _END_S = 30.0
-#: A file that the VMM maps shared, as where other processes serve devices: the model is slow without.
-_MEMORY = ["-object", f"memory-backend-memfd,id=ram,size={GuestSpec.memory_mib}M,share=on"]
 
 
 class FirmwareShell:
@@ -43,6 +41,9 @@ class FirmwareShell:
         steps: list[Step] = [console(f"{PROMPT}|{NO_SHELL}", timeout_s=_BOOT_S)]
         if then:
             steps += [typed(then), event("SHUTDOWN", "RESET", timeout_s=_END_S)]
-        machine = {"type": options.pop("machine", GuestSpec.machine), "memory-backend": "ram"}
-        guest = {"firmware_via": "pflash", "variables": HOST_VARIABLES, "machine": machine, "extra": _MEMORY}
+        guest = {
+            "firmware_via": "pflash",
+            "variables": HOST_VARIABLES,
+            **mapped_memory(options.pop("machine", GuestSpec.machine), GuestSpec.memory_mib),
+        }
         return self._launcher(**{**guest, "steps": steps, **options})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_seves.errors import RigError, Unsupported
 
 from .linux.initramfs import probe_initramfs
-from .spec import HOST_KERNEL, PROBE_INITRD, GuestSpec
+from .spec import HOST_KERNEL, OPTIONAL_VARIABLES, PROBE_INITRD, GuestSpec, mapped_memory
 from .steps import Step, console, event
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _DECOMPRESS = {".xz": lzma.decompress, ".gz": gzip.decompress}
 #: From the reset vector to the end of the report: what a guest that hangs costs.
 _BOOT_S, _CYCLE_S = 180.0, 2.0
 _OFF_S = 30.0
+_MEMORY_MIB = 512
 
 
 def host_kernel(target: Target) -> str:
@@ -92,8 +93,9 @@ class Linux:
             steps.append(console(END, timeout_s=limit, fresh=True))  # it can, and boots again
         guest: dict[str, Any] = {
             # The PC machine: OVMF of 2022 finds no device of q35 under SEV-ES.
-            "machine": "pc",
-            "memory_mib": 512,
+            **mapped_memory("pc", _MEMORY_MIB),
+            "firmware_via": "pflash",
+            "variables": OPTIONAL_VARIABLES,
             "kernel": HOST_KERNEL,
             "initrd": PROBE_INITRD,
             "append": " ".join(words),

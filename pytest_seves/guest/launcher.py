@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pytest_seves.errors import RigError
+from pytest_seves.errors import RigError, Unsupported
 from pytest_seves.evidence.launch import Launch
 from pytest_seves.spec.sev import SevCmd
 
@@ -29,7 +29,7 @@ from .kernel import host_initramfs, host_kernel
 from .observe import begin, observe
 from .recorded import spec_record, stored_name
 from .seam import require_init2
-from .spec import HOST_KERNEL, HOST_VARIABLES, NEVER, PROBE_INITRD, PUT, GuestSpec
+from .spec import HOST_KERNEL, HOST_VARIABLES, NEVER, OPTIONAL_VARIABLES, PROBE_INITRD, PUT, GuestSpec
 from .steps import Console
 
 if TYPE_CHECKING:
@@ -227,14 +227,22 @@ class Launcher:
 
     def _on_host(self, spec: GuestSpec) -> GuestSpec:
         """Names of a kernel, an initramfs and variables become the paths of files there."""
-        if spec.variables == HOST_VARIABLES:
-            code, variables = self._flash
-            firmware = self.put("code.fd", code) if code else None
-            spec = replace(spec, firmware=firmware, variables=self.put("variables.fd", variables))
+        if spec.variables in (HOST_VARIABLES, OPTIONAL_VARIABLES):
+            spec = self._with_variables(spec)
         kernel = host_kernel(self._target) if spec.kernel == HOST_KERNEL else spec.kernel
         ours = spec.initrd == PROBE_INITRD
         initrd = self.put("initramfs", self._initramfs) if ours else spec.initrd
         return replace(spec, kernel=kernel, initrd=initrd)
+
+    def _with_variables(self, spec: GuestSpec) -> GuestSpec:
+        try:
+            code, variables = self._flash
+        except Unsupported:
+            if spec.variables == OPTIONAL_VARIABLES:
+                return replace(spec, firmware_via="bios", variables=None)
+            raise
+        firmware = self.put("code.fd", code) if code else None
+        return replace(spec, firmware=firmware, variables=self.put("variables.fd", variables))
 
     @cached_property
     def _flash(self) -> tuple[bytes | None, bytes]:

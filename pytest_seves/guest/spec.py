@@ -22,6 +22,8 @@ HOST_KERNEL = "host"
 PROBE_INITRD = "probe"
 #: The variables that come with the firmware of the lab file.
 HOST_VARIABLES = "host"
+#: The same; a firmware that has none is given with ``bios``.
+OPTIONAL_VARIABLES = "optional"
 #: Before the name of a file that was put on the host, where a bundle names it: its directory there is random.
 PUT = "put:"
 #: It is left to its deadline, for a person to look at.
@@ -49,8 +51,8 @@ class GuestSpec:
     :param memory_mib: RAM in MiB.
     :param firmware: path on the host; None takes the one of the lab file.
     :param firmware_via: ``bios`` or ``pflash``.
-    :param variables: its variables, for ``pflash``: a path on the host, or :data:`HOST_VARIABLES` with the
-        firmware of the lab file. The VMM writes into a copy that it throws away.
+    :param variables: its variables, for ``pflash``: a path on the host, or :data:`HOST_VARIABLES` or
+        :data:`OPTIONAL_VARIABLES` with the lab file's firmware. The VMM writes into a copy, thrown away.
     :param machine: machine type.
     :param machine_options: further ``-machine`` options as (name, value), in order.
     :param init_path: one of :data:`INIT_PATHS`, None for the VMM's own choice.
@@ -121,12 +123,12 @@ class GuestSpec:
             return
         if self.firmware_via != "pflash":
             raise UsageError("variables: wanted firmware_via='pflash' with them")
-        if self.variables == HOST_VARIABLES and self.firmware is not None:
-            raise UsageError(f"variables={HOST_VARIABLES!r}: wanted no other firmware, got {self.firmware}")
-        if self.variables != HOST_VARIABLES and not self.variables.startswith(("/", PUT)):
+        words = (HOST_VARIABLES, OPTIONAL_VARIABLES)
+        if self.variables in words and self.firmware is not None:
+            raise UsageError(f"variables={self.variables!r}: wanted no other firmware, got {self.firmware}")
+        if self.variables not in words and not self.variables.startswith(("/", PUT)):
             raise UsageError(
-                f"variables: wanted {HOST_VARIABLES!r} or an absolute path on the host,"
-                f" got {self.variables!r}"
+                f"variables: wanted one of {words} or an absolute path on the host, got {self.variables!r}"
             )
 
     @property
@@ -172,3 +174,15 @@ def policy_name(policy: int | None) -> str:
     if policy >> 16:
         bits.append(f"API{policy >> 16 & 0xFF}.{policy >> 24}")
     return "+".join(bits) or "0"
+
+
+def mapped_memory(machine: str, mib: int) -> dict[str, Any]:
+    """Options of a guest whose memory is a file that the VMM maps shared, as for devices in other processes.
+
+    The model executes such a guest in that memory, and any other in a copy of it.
+    """
+    return {
+        "memory_mib": mib,
+        "machine": {"type": machine, "memory-backend": "ram"},
+        "extra": ("-object", f"memory-backend-memfd,id=ram,size={mib}M,share=on"),
+    }

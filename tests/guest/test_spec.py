@@ -21,7 +21,10 @@ from pytest_seves.guest.spec import GuestSpec, policy_name
         ({"init_path": "ES"}, "init_path: wanted one of"),
         ({"firmware_via": "rom"}, "firmware_via"),
         ({"variables": "host"}, "variables: wanted firmware_via='pflash'"),
-        ({"firmware_via": "pflash", "variables": "v.fd"}, "variables: wanted 'host' or an absolute path"),
+        (
+            {"firmware_via": "pflash", "variables": "v.fd"},
+            "variables: wanted one of .'host', 'optional'. or an absolute path",
+        ),
         ({"firmware_via": "pflash", "variables": "host", "firmware": "/f"}, "wanted no other firmware"),
         ({"kernel": "vmlinuz"}, "kernel: wanted 'host' or an absolute path"),
         ({"kernel": "/k", "initrd": "x"}, "initrd: wanted 'probe' or an absolute path"),
