@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,13 @@ def told(self, op, args=None, *, ahead=False):
 AgentClient.ask = told
 """
 NEVER = "observe calls observe observe observe"
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[ModelHost]:
+    """A host that no other run has the lease of."""
+    with ModelHost.start() as host:
+        yield host
 
 
 @pytest.fixture

@@ -218,7 +218,7 @@ def test_a_device_that_does_not_open_is_no_verdict(target: Target, monkeypatch: 
     """An open that is refused is an error of the rig, which names the device."""
     answers = {"answers": [{"result": -13, "errno": "EACCES"}, {"not_run": 0}]}
     assert target.facts.vmm.line  # asked before: nothing else is to be told by what stands in
-    monkeypatch.setattr(target.client, "call", lambda *_, **__: answers)
+    monkeypatch.setattr(target.client.ahead, "call", lambda *_: answers)
     with pytest.raises(HostError, match="open /dev/kvm: EACCES; see --sev-check"):
         Kvm(target)(open_kvm(), create_vm(0))
 
