@@ -102,7 +102,8 @@ def verdicts(
     written = folder / "verdicts.json"
     assert written.exists(), f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     entries = json.loads(written.read_text())["model"]["requirements"]
-    assert {name: entry["first"] for name, entry in entries.items() if entry["verdict"] == "error"} == {}
+    broken = {name: entry["first"] for name, entry in entries.items() if entry["verdict"] == "error"}
+    assert broken == {}, done.stdout[-8000:]
     return {name: entry["verdict"] for name, entry in entries.items()}
 
 
