@@ -22,7 +22,7 @@ from pytest_seves.guest.kernel import Linux
 from pytest_seves.guest.launcher import Launcher
 from pytest_seves.guest.linux.initramfs import probe_initramfs
 from pytest_seves.guest.qemu import arguments
-from pytest_seves.guest.spec import GuestSpec
+from pytest_seves.guest.spec import OPTIONAL_VARIABLES, GuestSpec
 from suites.boot import test_linux as suite
 from tests.evidence import recording
 from tests.generations.kernel import Kernel
@@ -57,7 +57,9 @@ class Machine:
     def _launch(self, spec: GuestSpec) -> Launch:
         initrd = self.folder / "initrd"
         initrd.write_bytes(probe_initramfs(self.kernel.msr_module.read_bytes()))
-        spec = replace(spec, kernel=str(self.kernel.image), initrd=str(initrd), steps=())
+        assert spec.variables == OPTIONAL_VARIABLES  # which SeaBIOS has none of
+        spec = replace(spec, firmware_via="bios", variables=None, steps=())
+        spec = replace(spec, kernel=str(self.kernel.image), initrd=str(initrd))
         if self.defect:
             spec = DEFECTS[self.defect].heeded(spec)
         assert spec.policy is None, "TCG encrypts nothing"
