@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import Enum
 from functools import partial
 from typing import NamedTuple
@@ -87,12 +87,11 @@ class Irqchip:
             if gsi < 16:
                 ways.insert(0, Route(gsi // 8, gsi % 8))
             self._routes[gsi] = ways
-        self._map(self._routes.items())
+        self._map()
 
-    def _map(self, routes: Iterable[tuple[int, list[Route]]]) -> None:
-        self._gsi_of = {
-            (way.chip, way.pin): gsi for gsi, ways in routes for way in ways if way.chip is not None
-        }
+    def _map(self) -> None:
+        ways = ((way, gsi) for gsi, ways in self._routes.items() for way in ways)
+        self._gsi_of = {(way.chip, way.pin): gsi for way, gsi in ways if way.chip is not None}
 
     def set_routes(self, raw: bytes) -> int:
         """The entries of KVM_SET_GSI_ROUTING, all anew; 0 or -errno."""
@@ -107,7 +106,7 @@ class Irqchip:
             if gsi >= _LIMIT:
                 return -errno.EINVAL
         self._routes = routes
-        self._map(routes.items())
+        self._map()
         return 0
 
     def set_line(self, gsi: int, level: bool, source: Source = Source.USERSPACE) -> int:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 _CR0_PE, _CR0_TS, _CR0_ET = 1, 1 << 3, 1 << 4
 _EFER_KNOWN = 1 | EFER_LME | EFER_NXE | 1 << 14
 _LONGEST = 15
-_INVALID_OPCODE = 6
 
 
 def access(cpu: Processor) -> None:
@@ -33,7 +32,7 @@ def access(cpu: Processor) -> None:
     state, long_mode = cpu.state, bool(cpu.state.hflags & HF_CS64)
     found = control_access(cpu.code(_LONGEST), long_mode=long_mode)
     if found is None:
-        return cpu.machine.events.deliver(_INVALID_OPCODE)
+        return cpu.machine.events.deliver(events.INVALID_OPCODE)
     value = state.regs[found.register] & ((1 << 64) - 1 if long_mode else 0xFFFFFFFF)
     legal = True
     if found.kind == "clts":
