@@ -26,7 +26,7 @@ def interrupt(board: Board, number: int, source: str) -> None:
     if source == "apic":
         assert apic.accept(VECTOR)
         return
-    for other in machine.processors.values():  # as ProgramVirtualWireMode() of edk2 sets the others, too
+    for other in machine.processors.values():
         other.lapic.write(lapic.LVT_LINT0, 0x700 if other.vcpu.identifier == number else 0x10700, 0)
     board.vm._irqchip = True
     board.vm.irqchip.pics = initialised()
@@ -36,9 +36,10 @@ def interrupt(board: Board, number: int, source: str) -> None:
 @pytest.mark.parametrize("source", ["apic", "pic"])
 @pytest.mark.parametrize(("flags", "woken"), [(MASKED, False), (ENABLED, True)])
 def test_reset_hold_goes_on_while_interrupts_are_masked(source: str, flags: int, woken: bool) -> None:
-    """OVMF holds its APs so, with ExtINT open: whoever came back early would run code that is not there yet.
+    """OVMF holds its APs so when it exits boot services, with a tick of their APIC timers pending.
 
-    An interrupt that is taken ends the hold without an answer: SW_EXITINFO2 stays 0. A SIPI answers 1.
+    Who came back early would run code that is not there yet. An interrupt that is taken ends the hold without
+    an answer: SW_EXITINFO2 stays 0. A SIPI answers 1.
     """
     handlers = {VECTOR: COUNT, 0x21: COUNT}
     prepare = ask(event(ghcb.AP_RESET_HOLD))
