@@ -113,7 +113,7 @@ class Processor:
             if self._vector is not None:
                 values, self._vector = start.at_vector(values, self._vector), None
             hide = self.es and not values["sev_features"] & 1 << 5  # DebugSwap
-            start.enter(self.engine, self.memory.paging.root, values, hide_dr7=hide)
+            start.enter(self.engine, self.memory.paging.nested_cr3, values, hide_dr7=hide)
             c_bit = values["cr0"] & CR0_PG and values["cr4"] & CR4_PAE
             self.memory.paging.select(self.memory.encrypted and not c_bit)
         else:
@@ -338,9 +338,9 @@ class Processor:
         """Instruction bytes, as many as there are before a page that is not there."""
         at = self.linear_ip
         try:
-            return self.machine.virtual.read(at, size)
+            return self.machine.virtual.read(at, size, code=True)
         except PageFault:
-            return self.machine.virtual.read(at, min(size, 0x1000 - at % 0x1000))
+            return self.machine.virtual.read(at, min(size, 0x1000 - at % 0x1000), code=True)
 
     def triple_fault(self) -> exits.Handling:
         """Event delivery gave up, or the SHUTDOWN intercept: the end of this vCPU."""
