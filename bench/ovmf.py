@@ -2,7 +2,9 @@
 """The distribution's OVMF on the model, under the machine's QEMU: boots to the UEFI shell, what they take.
 
 A boot counts from QEMU's start to the shell's prompt on the serial port. Boots of one configuration must all
-reach it, with the same exits. Prints one JSON object.
+reach it, with the same exits. QEMU's RTC goes by the clock on the wall: a boot that reads there that an
+update of the time is in progress is compared up to there (``rtc_updates`` of the boots). Prints one JSON
+object.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pytest_seves.model import cpuid
+from pytest_seves.model.cpu.trace import CHECKPOINT
 from pytest_seves.model.host import ModelHost
 
 PROFILE = "linux-6.1"
@@ -175,7 +178,7 @@ def _account(log: Path, before: int) -> dict[str, Any]:
 
 
 def same_exits(boots: list[dict[str, Any]]) -> bool:
-    """Whether the hashes agree as far as each pair of boots went."""
+    """Whether the hashes agree as far as each pair of boots can be compared."""
     longest = max((boot["checkpoints"] for boot in boots), key=len)
     return all(boot["checkpoints"] == longest[: len(boot["checkpoints"])] for boot in boots)
 
@@ -195,10 +198,13 @@ def known_bug(setup: Setup, boots: list[dict[str, Any]], version: str) -> str | 
 def summary(setup: Setup, boots: list[dict[str, Any]], version: str) -> dict[str, Any]:
     """One configuration's figures and verdict."""
     reached = sum(boot["shell"] for boot in boots)
+    compared = [len(boot["checkpoints"]) for boot in boots]
     out: dict[str, Any] = {
         "boots": len(boots),
         "shell": reached,
         "same_exits": same_exits(boots),
+        "compared_exits": [CHECKPOINT * count for count in (min(compared), max(compared))],
+        "rtc_updates": sum(boot["at_rtc_update"] is not None for boot in boots),
         "median_s": round(statistics.median(boot["seconds"] for boot in boots), 1),
         "slowest_s": round(max(boot["seconds"] for boot in boots), 1),
         "cpu_s": round(statistics.median(boot["cpu_s"] for boot in boots), 1),

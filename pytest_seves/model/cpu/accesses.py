@@ -31,15 +31,17 @@ class Accesses:
     def port_in(self, port: int, size: int, count: int) -> exits.Reading:
         """Read a port, of KVM's own devices or the VMM's."""
         data = self._machine.devices.port_read(port, size, count)
-        if data is not None:
-            return data
-        return (yield exits.PortIo(port, size, count, None))
+        if data is None:
+            data = yield exits.PortIo(port, size, count, None)
+            self._machine.trace.port_read(port, data)
+        return data
 
     def port_out(self, port: int, size: int, data: bytes) -> exits.Handling:
         """Write a port."""
         if self._machine.devices.port_write(port, size, data):
             return
         if not self._machine.vm.ioeventfds.port_write(port, size, data):
+            self._machine.trace.port_written(port, data)
             yield exits.PortIo(port, size, len(data) // size, data)
 
     def mmio_read(self, gpa: int, size: int) -> exits.Reading:

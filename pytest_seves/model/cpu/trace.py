@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a guest did, for evidence: a running hash over its exits, the last of them, how each vCPU stands.
 
-The same launch gives the same hash twice: everything in it is the guest's own doing, in guest time.
+The same launch gives the same hash twice: all in it is the guest's own doing, in guest time, but for one
+thing. The VMM's RTC goes by the clock on the wall, and a guest that reads in its register A that an update is
+in progress (UIP: in the last 244 us of a second, and until the VMM's timer has run) waits for its end. From
+there on two runs cannot be compared.
+
+Source: Motorola MC146818A data sheet, register A; QEMU hw/rtc/mc146818rtc.c update_in_progress().
 """
 
 from __future__ import annotations
@@ -16,11 +21,14 @@ if TYPE_CHECKING:
 
 LOG_NAME = "guests.jsonl"
 _LAST = 32
-#: The hash is kept after every so many exits, for runs that were not ended at the same one.
+#: The hash is kept after every so many exits, for runs that were not ended at the same one, until the VMM's
+#: clock decides what the guest does.
 CHECKPOINT = 10_000
 _INTERRUPT = 1 << 16
 _VMGEXIT = 1 << 17
 _SIGNALLED = 1 << 18
+_RTC_INDEX, _RTC_DATA = 0x70, 0x71
+_NMI_GATE, _REGISTER_A, _UPDATE_IN_PROGRESS = 0x80, 0x0A, 0x80
 
 
 class Trace:
@@ -36,6 +44,8 @@ class Trace:
         self.counts: collections.Counter[int] = collections.Counter()
         self.notes: list[str] = []
         self._checkpoints: list[str] = []
+        self._rtc_register = 0
+        self._rtc_update: int | None = None
         self._at_access = (0, 0, 0)
         self._last: collections.deque[tuple[int, int, int]] = collections.deque(maxlen=_LAST)
 
@@ -44,7 +54,7 @@ class Trace:
         self.exits += 1
         self.hash = hash((self.hash, vcpu, code, rip))
         self.counts[code] += 1
-        if self.exits % CHECKPOINT == 0:
+        if self.exits % CHECKPOINT == 0 and self._rtc_update is None:
             self._checkpoints.append(_shown(self.hash))
         self._last.append((vcpu, code, rip))
 
@@ -65,6 +75,17 @@ class Trace:
         """The VMM is asked for a port or a register: up to here, two runs can be compared."""
         self._at_access = self.exits, self.hash, now_ns
 
+    def port_written(self, port: int, data: bytes) -> None:
+        """The VMM gets what the guest writes; at one port it chooses the RTC's register."""
+        if port == _RTC_INDEX:
+            self._rtc_register = data[-1] & ~_NMI_GATE
+
+    def port_read(self, port: int, data: bytes) -> None:
+        """The guest gets what the VMM has answered."""
+        updating = port == _RTC_DATA and self._rtc_register == _REGISTER_A and data[-1] & _UPDATE_IN_PROGRESS
+        if updating and self._rtc_update is None:
+            self._rtc_update = self.exits
+
     def note(self, text: str) -> None:
         """Something worth a line of its own."""
         self.notes.append(text)
@@ -80,6 +101,7 @@ class Trace:
             "guest_time_ns": machine.now_ns,
             "at_last_access": {"exits": exits, "hash": _shown(value), "guest_time_ns": now_ns},
             "checkpoints": self._checkpoints,
+            "at_rtc_update": self._rtc_update,
             "counts": {f"{code:#x}": count for code, count in sorted(self.counts.items())},
             "vcpus": [processor.describe() for processor in machine.processors.values()],
             "last": [f"vCPU {vcpu} exit {code:#x} at {rip:#x}" for vcpu, code, rip in self._last],

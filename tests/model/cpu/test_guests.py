@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
+from pytest_seves.model.cpu import trace
 from pytest_seves.model.cpu.machine import Machine
 from pytest_seves.model.cpu.processor import Activity
 from pytest_seves.spec import ghcb, kvm
@@ -619,6 +620,30 @@ def test_the_same_guest_has_the_same_trace(kind: str) -> None:
         seen.append((machine.trace.hash, machine.now_ns, machine.trace.exits))
     assert seen[0] == seen[1]
     assert seen[0][2] > 1200
+
+
+@pytest.mark.parametrize("chosen", [0x0A, 0x8A])
+@pytest.mark.parametrize("updating", [True, False])
+def test_runs_are_compared_until_the_rtc_is_updating(
+    monkeypatch: pytest.MonkeyPatch, chosen: int, updating: bool
+) -> None:
+    """The VMM's RTC goes by the clock on the wall: what a guest does once register A has UIP is left out.
+
+    Bit 7 of other registers, and of what is written to A, is not UIP: mov al, 0x0b; out 0x70, al;
+    in al, 0x71; mov al, chosen; out 0x70, al; mov al, 0xa6; out 0x71, al; in al, 0x71; out 0x80, al; hlt.
+    """
+    monkeypatch.setattr(trace, "CHECKPOINT", 1)
+    code = bytes.fromhex(f"b00b e670 e471 b0{chosen:02x} e670 b0a6 e671 e471 e680 f4")
+    board = long_mode(code, "plain")
+    board.answers[0x71] = 0xA6 if updating else 0x26
+    board.work()
+    machine = machine_of(board)
+    account = machine.trace.summary(machine)
+    checkpoints = account["checkpoints"]
+    assert isinstance(checkpoints, list)
+    assert board.ports[-1] == (0x80, bytes([board.answers[0x71]]))
+    assert account["exits"] == 7
+    assert (account["at_rtc_update"], len(checkpoints)) == ((5, 5) if updating else (None, 7))
 
 
 @pytest.mark.parametrize("data", [b"data", bytes(4096)], ids=["other", "what-was-there"])

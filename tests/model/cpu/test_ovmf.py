@@ -48,7 +48,10 @@ def flash(tmp_path: Path) -> str:
 def test_ovmf_reaches_its_shell_the_same_way_twice(
     launch: Callable[..., Guest], tmp_path: Path, policy: int | None
 ) -> None:
-    """Two boots of a guest without SEV-ES on `pc` have the same exits, as far as the shorter one went."""
+    """Two boots of a guest without SEV-ES on `pc` have the same exits, as far as both can be compared.
+
+    That is until one has ended, or until QEMU's RTC told it to wait, which it reads after 110,000 exits.
+    """
     with ModelHost.start("linux-6.1", tmp_path / "host") as host:
         accounts = []
         for number in range(2):
