@@ -46,6 +46,8 @@ _VERSION_2 = (spec.HV_FEATURES, spec.TERMINATE, spec.AP_CREATION, spec.PSC, 0x80
 _SNP_ONLY = (spec.AP_CREATION, spec.PSC, 0x80000011, 0x80000012)
 #: In the order of kvm_regs.
 _EXCHANGED = {"rax": spec.RAX, "rbx": spec.RBX, "rcx": spec.RCX, "rdx": spec.RDX, "rsi": spec.RSI}
+_RETURNED = tuple((name, at) for name, at in _EXCHANGED.items() if name != "rsi")
+_ALL_BITS = (1 << 64) - 1
 _SHOWN = struct.Struct("<5Q96xQ")  # kvm_regs, and RFLAGS at its end
 _EXIT = struct.Struct("<4Q")  # SW_EXITCODE, SW_EXITINFO1, SW_EXITINFO2, SW_SCRATCH
 _EXIT_VALID = sum(1 << at // 8 for at in (spec.SW_EXITCODE, spec.SW_EXITINFO1, spec.SW_EXITINFO2))
@@ -222,20 +224,19 @@ class Ghcb:
         start = (self._page or 0) + _ANSWER.start
         area = bytearray(self._memory.host_read(start, _ANSWER.stop - _ANSWER.start))
         bitmap = spec.VALID_BITMAP - _ANSWER.start
-        if valid is not None:
-            area[bitmap : bitmap + 16] = valid
+        bits = int.from_bytes(area[bitmap : bitmap + 16] if valid is None else valid, "little")
         for at, value in self._answers.items():
-            _U64.pack_into(area, at - _ANSWER.start, value & (1 << 64) - 1)
-            area[bitmap + at // 64] |= 1 << at // 8 % 8
+            _U64.pack_into(area, at - _ANSWER.start, value & _ALL_BITS)
+            bits |= 1 << (at >> 3)
+        area[bitmap : bitmap + 16] = bits.to_bytes(16, "little")
         self._answers = {}
         self._memory.host_write(start, bytes(area))
 
     def _finish(self, valid: bytes | None = None) -> None:
         """sev_es_sync_to_ghcb(): the four registers go back, whether the event changed them or not."""
         self._show_registers()
-        self._answers.update(
-            (_EXCHANGED[name], self._registers[name]) for name in ("rax", "rbx", "rcx", "rdx")
-        )
+        for name, at in _RETURNED:
+            self._answers[at] = self._registers[name]
         self._write_back(valid)
 
     def _finish_after(self, reason: exits.Exit, handling: exits.Handling) -> exits.Handling:
