@@ -84,20 +84,19 @@ class SharedFiles:
         """(memory, offset, physical address) of `address` in the VMM; None if it is not such a file's."""
         try:
             with open(f"/proc/{self._process}/maps", encoding="utf-8", errors="replace") as file:
-                lines = file.readlines()
+                line = next((line for line in file if address in _span(line)), None)
         except OSError:
             return None
-        for line in lines:
-            span, permissions, offset, device, inode, *_ = line.split(None, 5)
-            start, end = (int(word, 16) for word in span.split("-"))
-            if start <= address < end:
-                if address + size > end or permissions[3] != "s" or inode == "0":
-                    return None
-                major, minor = (int(word, 16) for word in device.split(":"))
-                found = self._map((os.makedev(major, minor), int(inode)))
-                at = address - start + int(offset, 16)
-                return (found[0], at, found[1] + at) if found else None
-        return None
+        if line is None:
+            return None
+        _, permissions, offset, device, inode, *_ = line.split(None, 5)
+        span = _span(line)
+        if address + size > span.stop or permissions[3] != "s" or inode == "0":
+            return None
+        major, minor = (int(word, 16) for word in device.split(":"))
+        found = self._map((os.makedev(major, minor), int(inode)))
+        at = address - span.start + int(offset, 16)
+        return (found[0], at, found[1] + at) if found else None
 
     def _map(self, identity: tuple[int, int]) -> tuple[mmap.mmap, int] | None:
         if identity not in self._mapped:
@@ -123,3 +122,9 @@ class SharedFiles:
         except OSError:
             return None
         return None
+
+
+def _span(line: str) -> range:
+    """The addresses of a line of /proc/PID/maps."""
+    start, end = line[: line.index(" ")].split("-")
+    return range(int(start, 16), int(end, 16))

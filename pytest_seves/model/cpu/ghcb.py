@@ -27,28 +27,38 @@ _FEATURES = 0b11  # SNP and SNP AP creation, told to everyone
 _MIN_VERSION = 1
 _RESULT_SHIFT = 12
 _NAE, _MSR_PROTOCOL = 1, 2
+
+
+def _bits(*fields: int) -> int:
+    """Their bits in the bitmap of what is valid."""
+    return sum(1 << at // 8 for at in fields)
+
+
 #: What must be marked valid beside exit code and information, by exit code.
-_NEEDED: Mapping[int, tuple[int, ...]] = {
-    vmcb.WRITE_DR7: (spec.RAX,),
-    vmcb.RDPMC: (spec.RCX,),
-    vmcb.CPUID: (spec.RAX, spec.RCX),
-    vmcb.MSR: (spec.RCX,),
-    vmcb.VMMCALL: (spec.RAX, spec.CPL),
-    vmcb.MONITOR: (spec.RAX, spec.RCX, spec.RDX),
-    vmcb.MWAIT: (spec.RAX, spec.RCX),
-    spec.MMIO_READ: (spec.SW_SCRATCH,),
-    spec.MMIO_WRITE: (spec.SW_SCRATCH,),
-    **dict.fromkeys((vmcb.READ_DR7, vmcb.RDTSC, vmcb.INVD, vmcb.IOIO, vmcb.RDTSCP, vmcb.WBINVD), ()),
-    **dict.fromkeys((spec.NMI_COMPLETE, spec.AP_RESET_HOLD, spec.AP_JUMP_TABLE), ()),
-    **dict.fromkeys((spec.UNSUPPORTED_EVENT, spec.HV_FEATURES, spec.TERMINATE), ()),
+_NEEDED: Mapping[int, int] = {
+    vmcb.WRITE_DR7: _bits(spec.RAX),
+    vmcb.RDPMC: _bits(spec.RCX),
+    vmcb.CPUID: _bits(spec.RAX, spec.RCX),
+    vmcb.MSR: _bits(spec.RCX),
+    vmcb.VMMCALL: _bits(spec.RAX, spec.CPL),
+    vmcb.MONITOR: _bits(spec.RAX, spec.RCX, spec.RDX),
+    vmcb.MWAIT: _bits(spec.RAX, spec.RCX),
+    spec.MMIO_READ: _bits(spec.SW_SCRATCH),
+    spec.MMIO_WRITE: _bits(spec.SW_SCRATCH),
+    **dict.fromkeys((vmcb.READ_DR7, vmcb.RDTSC, vmcb.INVD, vmcb.IOIO, vmcb.RDTSCP, vmcb.WBINVD), 0),
+    **dict.fromkeys((spec.NMI_COMPLETE, spec.AP_RESET_HOLD, spec.AP_JUMP_TABLE), 0),
+    **dict.fromkeys((spec.UNSUPPORTED_EVENT, spec.HV_FEATURES, spec.TERMINATE), 0),
 }
+_RAX, _SCRATCH = _bits(spec.RAX), _bits(spec.SW_SCRATCH)
 _VERSION_2 = (spec.HV_FEATURES, spec.TERMINATE, spec.AP_CREATION, spec.PSC, 0x80000011, 0x80000012)
 _SNP_ONLY = (spec.AP_CREATION, spec.PSC, 0x80000011, 0x80000012)
 #: In the order of kvm_regs.
 _EXCHANGED = {"rax": spec.RAX, "rbx": spec.RBX, "rcx": spec.RCX, "rdx": spec.RDX, "rsi": spec.RSI}
+_RETURNED = tuple((name, at) for name, at in _EXCHANGED.items() if name != "rsi")
+_ALL_BITS = (1 << 64) - 1
 _SHOWN = struct.Struct("<5Q96xQ")  # kvm_regs, and RFLAGS at its end
 _EXIT = struct.Struct("<4Q")  # SW_EXITCODE, SW_EXITINFO1, SW_EXITINFO2, SW_SCRATCH
-_EXIT_VALID = sum(1 << at // 8 for at in (spec.SW_EXITCODE, spec.SW_EXITINFO1, spec.SW_EXITINFO2))
+_EXIT_VALID = _bits(spec.SW_EXITCODE, spec.SW_EXITINFO1, spec.SW_EXITINFO2)
 _U64 = struct.Struct("<Q")
 _VALID = struct.Struct("<2Q")
 _USAGE = struct.Struct("<I")
@@ -157,7 +167,7 @@ class Ghcb:
             name: _U64.unpack_from(raw, at)[0] if valid >> at // 8 & 1 else 0
             for name, at in _EXCHANGED.items()
         }
-        self._scratch = scratch if self._has(spec.SW_SCRATCH) else 0
+        self._scratch = scratch if valid & _SCRATCH else 0
         self._show_registers()
         self._answers = {}
         handling: exits.Handling | None = None
@@ -181,9 +191,6 @@ class Ghcb:
         self._write_back(bytes(16))
         return self._finish_after(reason, handling)
 
-    def _has(self, at: int) -> bool:
-        return bool(self._valid >> at // 8 & 1)
-
     def _show_registers(self) -> None:
         """KVM's own copies are cleared, RIP included, and filled from the page: KVM_GET_REGS shows them."""
         all_shown = self._processor.vcpu.profile.wrong_ghcb_registers
@@ -206,12 +213,12 @@ class Ghcb:
         if needed is None:
             raise _Refused(spec.ERROR_INVALID_EVENT)
         if code == vmcb.CPUID and self._registers["rax"] == 0xD:
-            needed = (*needed, spec.XCR0)
+            needed |= _bits(spec.XCR0)
         if code == vmcb.IOIO:
-            needed = (spec.SW_SCRATCH,) if one & _STRING else () if one & _IN else (spec.RAX,)
+            needed = _SCRATCH if one & _STRING else 0 if one & _IN else _RAX
         if code == vmcb.MSR and one:
-            needed = (*needed, spec.RAX, spec.RDX)
-        if not all(self._has(at) for at in needed):
+            needed |= _bits(spec.RAX, spec.RDX)
+        if needed & ~self._valid:
             raise _Refused(spec.ERROR_MISSING_INPUT)
 
     def _answer(self, one: int, two: int) -> None:
@@ -222,20 +229,19 @@ class Ghcb:
         start = (self._page or 0) + _ANSWER.start
         area = bytearray(self._memory.host_read(start, _ANSWER.stop - _ANSWER.start))
         bitmap = spec.VALID_BITMAP - _ANSWER.start
-        if valid is not None:
-            area[bitmap : bitmap + 16] = valid
+        bits = int.from_bytes(area[bitmap : bitmap + 16] if valid is None else valid, "little")
         for at, value in self._answers.items():
-            _U64.pack_into(area, at - _ANSWER.start, value & (1 << 64) - 1)
-            area[bitmap + at // 64] |= 1 << at // 8 % 8
+            _U64.pack_into(area, at - _ANSWER.start, value & _ALL_BITS)
+            bits |= 1 << (at >> 3)
+        area[bitmap : bitmap + 16] = bits.to_bytes(16, "little")
         self._answers = {}
         self._memory.host_write(start, bytes(area))
 
     def _finish(self, valid: bytes | None = None) -> None:
         """sev_es_sync_to_ghcb(): the four registers go back, whether the event changed them or not."""
         self._show_registers()
-        self._answers.update(
-            (_EXCHANGED[name], self._registers[name]) for name in ("rax", "rbx", "rcx", "rdx")
-        )
+        for name, at in _RETURNED:
+            self._answers[at] = self._registers[name]
         self._write_back(valid)
 
     def _finish_after(self, reason: exits.Exit, handling: exits.Handling) -> exits.Handling:

@@ -73,15 +73,24 @@ class GuestMemory:
 
     def set_slots(self, slots: list[Slot]) -> None:
         """Replace the slots; pages of those that stay keep their content."""
-        gone = set(self._slots) - set(slots)
+        gone, come = set(self._slots) - set(slots), set(slots) - set(self._slots)
         self.push()
-        for page in list(self._pages.values()):
-            if any(slot.gpa <= page.gpa < slot.gpa + slot.size for slot in gone):
+        for slot in gone:
+            for page in self._pages_in(slot):
                 self._drop(page)
         self._slots = slots
         self.generation += 1
-        self._direct = {slot: self._direct.get(slot) or self._find_file(slot) for slot in slots}
-        self.paging.clear()
+        kept = {slot: place for slot, place in self._direct.items() if slot not in gone}
+        self._direct = {**kept, **{slot: self._find_file(slot) for slot in come}}
+        for slot in gone | come:  # where one comes, what is not memory may be mapped
+            self.paging.unmap_range(slot.gpa, slot.size)
+        self._engine.flush_tlb()
+
+    def _pages_in(self, slot: Slot) -> list[Page]:
+        if slot.size // PAGE > len(self._pages):
+            return [page for page in self._pages.values() if slot.gpa <= page.gpa < slot.gpa + slot.size]
+        places = range(slot.gpa, slot.gpa + slot.size, PAGE)
+        return [page for page in map(self._pages.get, places) if page is not None]
 
     def _find_file(self, slot: Slot) -> tuple[mmap.mmap, int, int] | None:
         return self._files.find(slot.address, slot.size)

@@ -86,6 +86,22 @@ class NestedPaging:
         if place is not None:
             self._engine.write_table(place, 0)
 
+    def unmap_range(self, gpa: int, size: int) -> None:
+        """Take whole pages out of both trees, and large ones that they are a part of; the caller flushes."""
+        for start in range(gpa & -LARGE_PAGE, gpa + size, LARGE_PAGE):
+            first, last = max(gpa, start), min(gpa + size, start + LARGE_PAGE)
+            for tree in self._trees:
+                upper = self._engine.read_table(tree + (start >> 30 & 511) * 8)
+                if not upper:
+                    continue
+                place = (upper & _ENTRY_ADDRESS) + (start >> 21 & 511) * 8
+                entry = self._engine.read_table(place)
+                if entry & _LARGE:
+                    self._engine.write_table(place, 0)
+                elif entry:
+                    at = (entry & _ENTRY_ADDRESS) + (first >> 12 & 511) * 8
+                    self._engine.write_table(at, *([0] * (last - first >> 12)))
+
     def _place(self, private: bool, gpa: int, large: bool) -> int | None:
         """Address of the leaf's entry, tables made where missing; None when there is no room for them."""
         table = self._trees[private]

@@ -37,6 +37,9 @@ class Activity(Enum):
     RESET_HOLD = 9
 
 
+_RUNNABLE = Activity.RUNNABLE
+
+
 class Processor:
     """One vCPU of a machine.
 
@@ -156,6 +159,8 @@ class Processor:
 
     def accept_events(self) -> bool:
         """INIT and SIPI, kvm_apic_accept_events(); whether the vCPU can execute."""
+        if self.activity is _RUNNABLE and not self._init and self._sipi is None:  # at nearly each exit
+            return not self._hangs
         if self._init:
             self._init = False
             self.lapic.reset()

@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import pytest
 
-from pytest_seves.model.cpu import trace
+from pytest_seves.model.cpu import exits, trace
 from pytest_seves.model.cpu.machine import Machine
 from pytest_seves.model.cpu.processor import Activity
 from pytest_seves.spec import ghcb, kvm
-from tests.model.cpu.board import ALIAS, SHARED, Board, long_mode, start_at
+from tests.model.cpu.board import ALIAS, HOST, SHARED, Board, long_mode, start_at
 
 HLT = bytes.fromhex("f4")
 CPUID = bytes.fromhex("0fa2")
@@ -413,6 +413,31 @@ def test_memory_mapped_access_above_4_gib() -> None:
     board.work()
     data = (0xBEEF).to_bytes(4, "little")
     assert board.mmio == [(0x8_0000_000C, data), (0xE0_0020_0010, data)]
+
+
+@pytest.mark.parametrize("size", [0x2000, 0x200000], ids=["pages", "large"])
+@pytest.mark.parametrize("kind", ["sev", "plain"])
+def test_slots_come_and_go_while_the_guest_executes(kind: str, size: int) -> None:
+    """What was no memory is, and is not again.
+
+    Three times mov eax, [0x601008]; out 0x80, al; inc dword [0x1000]. Then hlt.
+    """
+    one = bytes.fromhex("8b042508106000 e680 ff042500100000")
+    board = long_mode(one * 3 + HLT, kind, prepare=lambda board: board.put(0x1000, bytes(4)))
+    board.answers[0x601008] = 0x11
+    board.memory.ram[0x201008] = 0x22
+    answer = board._answer
+
+    def change_slots(identifier: int, result: int) -> None:
+        at_port = isinstance(machine_of(board).processors[0].asked, exits.PortIo)
+        if at_port and board.vm.slots.pop(2, None) is None:
+            board.vm.slots[2] = (0x600000, size, HOST + SHARED, 0)
+        answer(identifier, result)
+
+    board.vm.supervisor.answer = change_slots  # type: ignore[method-assign]
+    board.work()
+    assert board.ports == [(0x80, b"\x11"), (0x80, b"\x22"), (0x80, b"\x11")]
+    assert board.guest(0x1000, 4) == 3
 
 
 # Exceptions and interrupts
