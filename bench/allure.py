@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import subprocess
 import sys
 import tempfile
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.processes import pytest_cpu_s
 
 #: Milliseconds of CPU time for a result, and archives for a launch.
 LIMIT_MS = 5.0
@@ -33,22 +35,6 @@ def test_it(launch_guest, number):
     assert launch_guest().timeline.created_vcpus == [0]
 """
 CATALOGUE = '[[requirement]]\nid = "X-1"\nlevel = "must"\nsentence = "It."\nsource = "d"\n'
-
-
-def cpu_s(directory: Path, *options: str) -> float:
-    """CPU seconds, user and system, of one run.
-
-    :raise SystemExit: pytest failed, with what it printed.
-    """
-    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--sev-host=model", *options]
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(argv, cwd=directory, stdout=output, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            output.seek(0)
-            sys.exit(f"{' '.join(argv)} exited with {process.returncode}:\n{output.read().decode()}")
-    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> int:
@@ -67,8 +53,10 @@ def main() -> int:
         (directory / "requirements.toml").write_text(CATALOGUE)
         (directory / "test_bench.py").write_text(SUITE.format(tests=arguments.tests))
         for _ in range(arguments.rounds):
-            without_s.append(cpu_s(directory))
-            with_s.append(cpu_s(directory, f"--alluredir={results}", "--clean-alluredir"))
+            without_s.append(pytest_cpu_s(directory, "--sev-host=model"))
+            with_s.append(
+                pytest_cpu_s(directory, "--sev-host=model", f"--alluredir={results}", "--clean-alluredir")
+            )
         files = Counter(file.stem.rpartition("-")[2] for file in results.iterdir())
         size = sum(file.stat().st_size for file in results.iterdir())
     each_ms = (min(with_s) - min(without_s)) / arguments.tests * 1000

@@ -14,11 +14,14 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.processes import pytest_cpu_s
 
 #: What the plugin may add, in milliseconds of CPU time.
 LIMIT_MS = 10.0
@@ -33,39 +36,17 @@ def write_project(directory: Path, tests: int) -> None:
         (directory / f"test_file_{number}.py").write_text(body + "\n")
 
 
-def collect_cpu_s(directory: Path, *options: str) -> float:
-    """CPU seconds, user and system, of one collection.
-
-    :raise SystemExit: pytest failed, with what it printed.
-    """
-    argv = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *options]
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            argv,
-            cwd=directory,
-            env={**os.environ, "PYTHONHASHSEED": "0"},  # the order of sets moves the cost by a few ms
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            output.seek(0)
-            sys.exit(f"{' '.join(argv)} exited with {process.returncode}:\n{output.read().decode()}")
-    return usage.ru_utime + usage.ru_stime
-
-
 def measure(tests: int, rounds: int) -> tuple[list[float], list[float]]:
     """CPU milliseconds of each round, without and with the plugin, the two taking turns."""
     with tempfile.TemporaryDirectory(prefix="seves-bench-") as name:
         directory = Path(name)
         write_project(directory, tests)
-        collect_cpu_s(directory)  # byte code of pytest and of the tests, and the file cache
+        pytest_cpu_s(directory, "--collect-only")  # byte code of pytest and of the tests, and the file cache
         with_ms: list[float] = []
         without_ms: list[float] = []
         for _ in range(rounds):
-            without_ms.append(collect_cpu_s(directory, "-p", "no:seves") * 1000)
-            with_ms.append(collect_cpu_s(directory) * 1000)
+            without_ms.append(pytest_cpu_s(directory, "--collect-only", "-p", "no:seves") * 1000)
+            with_ms.append(pytest_cpu_s(directory, "--collect-only") * 1000)
     return without_ms, with_ms
 
 

@@ -39,7 +39,7 @@ from tests.faults.proxy import Proxy
 
 #: Round trips that a launch may wait for, and how much longer the suites may take at 100 ms.
 TRIPS, SLOWER = 2, 1.3
-SUITES = ("suites", "-n", "2", "--dist", "loadgroup")
+SUITES = ("suites", "-n", "4", "--dist", "loadgroup")
 SELECTION = ("suites/init", "--sev-vcpus", "1,8", "--sev-policy", "0x5")
 
 

@@ -37,7 +37,7 @@ POLICIES = {"plain": None, "sev": 0x1, "es": 0x5}
 LIMIT_S, GOAL_S = 36.0, 15.0
 _MEMORY = 256
 _BIOS = "/usr/share/ovmf/OVMF.fd"
-_CODE, _VARIABLES = "/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"
+_FLASH = ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd")
 #: Debian 12's OVMF loses RBP in its #VC path: silent as SEV-ES on q35, where it finds no PCI device. And with
 #: -bios it restores the variables, but not the area beside them that fault-tolerant writes read: zeros in a
 #: plain guest; noise in an encrypted one, another in each launch, and a fault in some.
@@ -77,8 +77,8 @@ SETUPS = (
 )
 
 
-def qemu(setup: Setup, binary: str, firmware: str, directory: Path) -> str:
-    """The command of one launch, as a shell's."""
+def qemu(setup: Setup, binary: str, firmware: str, flash: tuple[str, str], directory: Path) -> str:
+    """The command of one launch, as a shell's; `flash` is code and variables."""
     ebx = cpuid.published_encryption_ebx()
     machine = f"{setup.machine},smm=off,memory-backend=ram"
     values = ["-object", f"memory-backend-memfd,id=ram,size={_MEMORY}M,share=on", "-m", str(_MEMORY)]
@@ -102,15 +102,23 @@ def qemu(setup: Setup, binary: str, firmware: str, directory: Path) -> str:
         values += ["-object", f"sev-guest,id=sev0,policy={policy:#x},{c_bit}"]
     if setup.flash:
         variables = directory / "variables.fd"
-        variables.write_bytes(Path(_VARIABLES).read_bytes())
-        for unit, file, readonly in ((0, _CODE, "on"), (1, variables, "off")):
+        variables.write_bytes(Path(flash[1]).read_bytes())
+        for unit, file, readonly in ((0, flash[0], "on"), (1, variables, "off")):
             values += ["-drive", f"if=pflash,unit={unit},format=raw,file={file},readonly={readonly}"]
     else:
         values += ["-bios", firmware]
     return shlex.join(["exec", binary, *values, "-machine", machine])
 
 
-def boot(host: ModelHost, setup: Setup, *, binary: str, firmware: str, deadline_s: float) -> dict[str, Any]:
+def boot(
+    host: ModelHost,
+    setup: Setup,
+    *,
+    binary: str,
+    firmware: str,
+    deadline_s: float,
+    flash: tuple[str, str] = _FLASH,
+) -> dict[str, Any]:
     """One boot: seconds, CPU seconds, whether the prompt came, and the model's account of it."""
     log = host.directory / "guests.jsonl"
     before = len(log.read_text().splitlines()) if log.exists() else 0
@@ -125,7 +133,7 @@ def boot(host: ModelHost, setup: Setup, *, binary: str, firmware: str, deadline_
         started = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-c", start, *arguments],
-            env={**os.environ, "SSH_ORIGINAL_COMMAND": qemu(setup, binary, firmware, directory)},
+            env={**os.environ, "SSH_ORIGINAL_COMMAND": qemu(setup, binary, firmware, flash, directory)},
             stdin=subprocess.DEVNULL,
             cwd=Path(__file__).resolve().parents[1],
         )
@@ -236,13 +244,14 @@ def main() -> int:
     parser.add_argument("--deadline", type=float, default=180)
     parser.add_argument("--qemu", default="qemu-system-x86_64")
     parser.add_argument("--firmware", default=_BIOS, help="for -bios")
+    parser.add_argument("--flash", nargs=2, default=_FLASH, metavar=("CODE", "VARIABLES"), help="for pflash")
     parser.add_argument("--version", default=firmware_version(), help="of the firmware")
     options = parser.parse_args()
     results: dict[str, Any] = {}
     with ModelHost.start(PROFILE) as host:
         for setup in SETUPS:
             if setup.name.startswith(options.only):
-                arguments = {"binary": options.qemu, "firmware": options.firmware}
+                arguments = {"binary": options.qemu, "firmware": options.firmware, "flash": options.flash}
                 boots = [
                     boot(host, setup, deadline_s=options.deadline, **arguments) for _ in range(options.boots)
                 ]

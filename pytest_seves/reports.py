@@ -23,8 +23,6 @@ def outcome(report: pytest.TestReport) -> str:
         return "undecided"
     if hasattr(report, "wasxfail"):
         return "known defect" if report.skipped else "unexpected pass"
-    if report.failed and report.longrepr and str(report.longrepr).startswith("[XPASS(strict)]"):
-        return "unexpected pass"
     if report.failed and report.when != "call":
         return "error"
     return str(report.outcome)
@@ -33,7 +31,8 @@ def outcome(report: pytest.TestReport) -> str:
 def message(report: pytest.TestReport) -> str:
     """Why, in full: the message of the exception, or the reason that was given."""
     if hasattr(report, "wasxfail"):
-        return str(report.wasxfail).removeprefix("reason: ")
+        reason = str(report.wasxfail).removeprefix("reason: ")
+        return reason if report.skipped else f"passed all the same: {reason}"
     if isinstance(report.longrepr, tuple):
         return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)

@@ -21,7 +21,7 @@ _COLOURS: dict[str, dict[str, bool]] = {
     "passed": {"green": True},
     "failed": {"red": True},
     "error": {"red": True},
-    "unexpected pass": {"red": True},
+    "unexpected pass": {"yellow": True},
     "undecided": {"yellow": True},
     "known defect": {"yellow": True},
     "skipped": {"yellow": True},

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-BOOTSTRAP = f'#!/bin/sh\nexec {sys.executable} -m pytest -p no:cacheprovider "$@"\n'
+BOOTSTRAP = f'#!/bin/sh\nexec {sys.executable} -m pytest "$@"\n'
 BROKEN = '[host]\nmodel = "linux-6.1"\n[vmm]\nbinary = "qemu-system-none"\n'
 
 
@@ -66,10 +66,12 @@ def test_the_nights_before(clone: Path) -> None:
         arguments = ("model", "--", "-k", "test_smm_on", *more)
         result = nightly(clone, *arguments, SEVES_HISTORY=str(clone / "history"), SEVES_NIGHTS="2")
         assert result.returncode == status, result.stdout + result.stderr
-        kept.append(sorted(path.name for path in clone.joinpath("history").iterdir()))
+        kept.append(sorted(path.name for path in clone.joinpath("history").glob("*Z")))
     first, second, third = kept
     assert (len(second), second[:1], third[:1]) == (2, first, second[1:])
     assert "smm-offered" in (clone / "out/trend.html").read_text()
+    asked = json.loads((clone / "history/cache/v/sev/asked").read_text())
+    assert sorted(asked) == ["model", "model smm-offered"]
 
 
 def test_a_blocked_night(clone: Path) -> None:

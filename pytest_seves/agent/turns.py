@@ -89,7 +89,10 @@ class Turns:
             if not through or not try_lock(use, how):
                 return False
             os.close(gate)
-            self._use = use
+            if self._sharers:  # another launch of ours waited too, and was first
+                os.close(use)
+            else:
+                self._use = use
             granted()
             return True
 

@@ -15,18 +15,18 @@ from .levels import Level
 #: From worst to best: the verdict on a requirement is the worst that its cases came to.
 WORST_FIRST = (
     "failed",
-    "unexpected pass",
     "error",
     "blocked",
     "undecided",
     "known defect",
     "not explained",
     "not run",
+    "unexpected pass",
     "passed",
     "not applicable",
 )
 #: Verdicts that are no objection.
-GOOD = ("passed", "not applicable")
+GOOD = ("passed", "unexpected pass", "not applicable")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class Judged:
             f"{n} {outcome}" for outcome in WORST_FIRST if outcome not in GOOD and (n := self.counts[outcome])
         ]
         bare = sum(
-            case.outcome == "passed" and not (case.result and case.result.evidence) for case in self.cases
+            case.outcome in ("passed", "unexpected pass") and not (case.result and case.result.evidence)
+            for case in self.cases
         )
         return found + ([f"{bare} passed without evidence"] if bare else [])
 

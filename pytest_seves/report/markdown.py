@@ -19,7 +19,7 @@ from .summary import BAD, OUTCOMES, Tally, Verdicts, order
 LIMIT = 1 << 20
 _TEXT = 500
 _CUT = "\n{left} of {all} rows are cut here: a job summary ends at 1 MiB. `verdicts.json` has all of them.\n"
-_ORDER = (*BAD, "known defect", "passed", "skipped", "not run")
+_ORDER = (*BAD, "known defect", "unexpected pass", "passed", "skipped", "not run")
 _Items = list[tuple[tuple[str, str], Tally]]
 
 

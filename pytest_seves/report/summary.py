@@ -13,7 +13,7 @@ from .catalogue import Requirement
 #: Outcomes from worst to best, in the words of the report.
 OUTCOMES = ("failed", "error", "undecided", "known defect", "unexpected pass", "passed", "skipped")
 #: Outcomes of which a single one decides the whole requirement.
-BAD = ("failed", "error", "undecided", "unexpected pass")
+BAD = ("failed", "error", "undecided")
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Tally:
     first: tuple[str, str] | None = None
     #: Where the evidence of that test is, where it was kept.
     evidence: str = ""
-    #: Known defects that were met, each with its reference.
+    #: Known defects that were met, or that passed all the same, each with its reference.
     known: set[str] = field(default_factory=set)
 
     def add(self, outcome: str, test: str, why: str, evidence: str = "") -> None:
@@ -34,7 +34,7 @@ class Tally:
         :param evidence: the directory with its evidence, if any was kept.
         """
         self.counts[outcome] += 1
-        if outcome == "known defect":
+        if outcome in ("known defect", "unexpected pass"):
             self.known.add(why)
         if outcome in BAD and self.first is None:
             self.first = (test, why)

@@ -91,6 +91,23 @@ def test_the_locks_end_with_their_agent(start_agent: Callable[[], LocalAgent], s
     launch(other, standing())
 
 
+def test_launches_that_waited_together_leave_no_lock(
+    start_agent: Callable[[], LocalAgent], standing: Stand
+) -> None:
+    """Two of one agent wait for another that is alone; once both are over it can be alone again."""
+    alone, other = start_agent(), start_agent()
+    alone.call("alone.begin", timeout_s=5)
+    waiting = standing(), standing()
+    asked = [other.ask("observe", **vmm.request) for vmm in waiting]
+    other.call("exec", argv=["true"], timeout_s=5)  # by now both wait
+    alone.call("alone.end")
+    for vmm in waiting:
+        assert vmm.runs()
+    for number, vmm in zip(asked, waiting, strict=True):
+        end(other, number, vmm.pids()[0])
+    assert alone.call("alone.begin", timeout_s=1)["ok"] == {}
+
+
 def test_a_launch_that_cannot_start_gives_its_turn_back(start_agent: Callable[[], LocalAgent]) -> None:
     """A bad request leaves no turn behind."""
     wrong, other = start_agent(), start_agent()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -426,6 +427,71 @@ def test_a_package_that_somebody_else_needs_now(archive: Throwaway, tmp_path: Pa
     subprocess.run(["chroot", archive.root, "dpkg", "--purge", "needs-hello"], check=True)
     assert provision(entry, "revert")[0]
     assert not (archive.root / "usr/bin/hello").exists()
+
+
+#: Two packages, one of which needs the other.
+SPEC = """
+Name: seves-hello
+Version: 1
+Release: 1
+Summary: x
+License: GPL
+BuildArch: noarch
+Requires: seves-base
+%description
+x
+%package -n seves-base
+Summary: x
+%description -n seves-base
+x
+%files
+%files -n seves-base
+"""
+REPOSITORIES = {"dnf": "etc/yum.repos.d", "zypper": "etc/zypp/repos.d"}
+
+
+@pytest.fixture
+def rpm_host(throwaway: Throwaway, tmp_path: Path, manager: str) -> Throwaway:
+    """A host whose one package manager is `manager`, with a repository of its own."""
+    others = {"apt-get", *REPOSITORIES} - {manager}
+    for program in (manager, "rpmbuild", "createrepo_c"):
+        if shutil.which(program) is None:
+            pytest.skip(f"no {program} is installed")
+    (tmp_path / "hello.spec").write_text(SPEC)
+    repository = tmp_path / "repository"
+    build = ["rpmbuild", "-bb", "--define", f"_topdir {tmp_path}/top", "--define", f"_rpmdir {repository}"]
+    subprocess.run([*build, tmp_path / "hello.spec"], check=True, capture_output=True)
+    subprocess.run(["createrepo_c", "-q", repository], check=True)
+    shutil.copytree(repository, throwaway.root / "repository")
+    sources = throwaway.root / REPOSITORIES[manager] / "own.repo"
+    sources.parent.mkdir(parents=True, exist_ok=True)
+    sources.write_text("[own]\nname=own\nbaseurl=file:///repository\nenabled=1\ngpgcheck=0\n")
+    macros = throwaway.root / "etc/rpm/macros"  # Debian's rpm has its database in the home directory
+    macros.parent.mkdir(exist_ok=True)
+    macros.write_text("%_dbpath /var/lib/rpm\n")
+    for program in others:
+        (throwaway.root / "usr/bin" / program).unlink(missing_ok=True)
+    return throwaway
+
+
+@pytest.mark.parametrize("manager", REPOSITORIES)
+def test_an_rpm_there_and_back(rpm_host: Throwaway, manager: str) -> None:
+    """dnf and zypper install a package once, without a question; rpm removes it with what came along."""
+
+    def installed() -> set[str]:
+        listed = ["chroot", str(rpm_host.root), "rpm", "-qa", "--qf", "%{NAME} "]
+        return set(subprocess.check_output(listed, text=True).split())
+
+    before = installed()
+    entry = rpm_host.entry(packages=((manager, ("seves-hello",)), ("apt", ("hello",))))
+    done, lines = provision(entry, "apply")
+    assert done, lines
+    assert installed() - before == {"seves-hello", "seves-base"}
+    assert provision(entry, "apply")[1].endswith("nothing to do")
+    with pytest.raises(AgentRemoteError, match="no-such-package-of-ours"):
+        provision(rpm_host.entry(packages=((manager, ("no-such-package-of-ours",)),)), "apply")
+    assert provision(entry, "revert")[0]
+    assert installed() == before
 
 
 def test_the_real_sudo(archive: Throwaway) -> None:

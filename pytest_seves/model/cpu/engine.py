@@ -36,7 +36,8 @@ from .layout import (
     find_state,
     peek,
 )
-from .native import NO_EXIT, SYSCALL, Hooks, code
+from .native import C_BIT, NO_EXIT, SYSCALL, Hooks
+from .walks import PRIVATE_WALKS, change
 
 # The engine's own physical memory. Guest memory is placed elsewhere by nested page tables.
 PRIVATE_BASE = 0x70_0000_0000
@@ -93,7 +94,6 @@ class Engine:
         self.map(PRIVATE_BASE, self._memory)
         self._find_hidden_state()
         self._hooks = self._add_hooks()
-        self._walks, self._walked = code().walks, code().walks.count
         self.control = self._hooks.control
         self._prepare_host()
         self._host = self.uc.context_save()
@@ -152,13 +152,6 @@ class Engine:
     def exit_address(self) -> int:
         """EXITINFO2: the guest physical address of a nested page fault, CR2 of a page fault."""
         return int(struct.unpack_from("<Q", self._memory, vmcb.EXIT_INFO_2)[0])
-
-    def walked(self) -> list[int]:
-        """Registers at a walk of page tables through a page without code, if there was one since asked."""
-        if self._walks.count == self._walked:
-            return []
-        self._walked = self._walks.count
-        return list(self._walks.registers)
 
     def want_interrupt_window(self, wanted: bool) -> None:
         """Exit with VINTR as soon as the guest can take an interrupt."""
@@ -346,6 +339,7 @@ class Engine:
         try:
             self._invalidate = uclib.tb_invalidate_phys_range_x86_64
             self._ram_address = uclib.qemu_ram_addr_from_host_x86_64
+            self._fill = ctypes.cast(uclib.x86_cpu_tlb_fill_x86_64, ctypes.c_void_p).value or 0
         except AttributeError as error:
             raise EngineUnavailable(not_as_it_was(str(error))) from None
         self._ram_address.restype = ctypes.c_uint64
@@ -379,6 +373,10 @@ class Engine:
         self._request.value = 0
         self.control.request = start + found[0]
         self._find_intercepts(peek(self._address, _AFTER_STATE))
+        self.enter(TABLES | PRIVATE_WALKS, values, {"cr": 0, "dr": 0})
+        self.run(100)
+        if self.exit_address != 1 << C_BIT:
+            raise EngineUnavailable(not_as_it_was("code is not fetched as it should"))
 
     def _find_intercepts(self, state: bytes) -> None:
         words = struct.pack("<QIII", _INSTRUCTIONS, _MAGIC_CR, _MAGIC_DR, 0xFFFFFFFF)
@@ -386,6 +384,7 @@ class Engine:
         tail = at + len(words) + 4  # alignment; then nested_cr3, nested_pg_mode, v_tpr
         if at < 0 or struct.unpack_from("<Q", state, tail)[0] != TABLES or state[tail + 12] != _MAGIC_TPR:
             raise EngineUnavailable(not_as_it_was("SVM intercepts are elsewhere"))
+        change(self._fill, tail)
         self._instructions = array_at(ctypes.c_uint64, self._address + at)
         self._cr_writes = array_at(ctypes.c_uint16, self._address + at + 10)
         self.control.cr_writes = self._address + at + 10

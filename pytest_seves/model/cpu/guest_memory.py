@@ -19,7 +19,7 @@ from .. import encryption
 from ..memory import Refusal, TargetMemory
 from .backing import Addresses, Place, Pool, SharedFiles
 from .engine import Engine
-from .nested_paging import ADDRESS_MASK, LARGE_PAGE, PAGE, NestedPaging
+from .nested_paging import LARGE_PAGE, PAGE, NestedPaging
 from .pages import Page, Run, differences, pieces, runs_of
 
 _IN_PAGE = PAGE - 1
@@ -47,7 +47,7 @@ class GuestMemory:
     """
 
     def __init__(self, engine: Engine, target: TargetMemory, process: int, key: bytes | None) -> None:
-        self.paging = NestedPaging(engine)
+        self.paging = NestedPaging(engine, encrypted=key is not None)
         self._engine = engine
         self._target = target
         self._key = key
@@ -133,29 +133,6 @@ class GuestMemory:
         for private in (False, True):
             self.paging.unmap(private, page.gpa)
         self._engine.flush_tlb()
-
-    def page_table(self, registers: list[int]) -> None:
-        """The engine has walked through a page without code, which one of these addresses is in.
-
-        It must be executable: the engine takes a fault at each walk through others.
-        """
-        for gpa in {register & ADDRESS_MASK & -PAGE for register in registers}:
-            page = self._pages.get(gpa)
-            if page is not None and not page.executable:
-                self._make_executable(page)
-
-    def alias(self, gpa: int) -> bool:
-        """Let an address without the C-bit reach the private page: page tables are always private."""
-        slot = self.slot(gpa)
-        if slot is None or not self.encrypted:
-            return False
-        page = self._page(gpa & -PAGE, slot, True)
-        if not page.readonly:
-            self._will_write(page)
-        page.executable = True
-        for private in (False, True):
-            self._map(private, page, True)
-        return True
 
     def read(self, gpa: int, size: int, private: bool) -> bytes:
         """What the CPU reads.

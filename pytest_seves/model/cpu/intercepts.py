@@ -164,9 +164,6 @@ def memory_comes(cpu: Processor) -> bool:
     encrypted = cpu.memory.encrypted
     gpa = address & ~C_BIT_MASK if encrypted else address
     private = bool(address & C_BIT_MASK) or not cpu.machine.virtual.has_c_bit
-    top = encrypted and not private and gpa >> 12 == (cpu.state.cr[3] & ~C_BIT_MASK) >> 12
-    if top and cpu.memory.alias(gpa):
-        return True
     return cpu.memory.fault(gpa, write=bool(information & 2), private=private, fetch=fetches(cpu))
 
 

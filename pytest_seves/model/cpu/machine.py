@@ -270,9 +270,6 @@ class Machine:
                 return
             code = self.engine.run(blocks)
             used = self.engine.used(blocks)
-            registers = self.engine.walked()
-            if registers:
-                self.memory.page_table(registers)
             comes = code == vmcb.NPF and intercepts.memory_comes(processor)
             if comes and not intercepts.fetches(processor):  # not the same twice: outside of guest time
                 used -= 1  # the block goes on, and is counted then

@@ -45,10 +45,13 @@ bits 64
 %define SYSCALL 0x200           ; for no exit code
 %define IO_BREAKPOINT 0x20402   ; DR7
 
-%define FOUND 0xe00             ; struct Walks, in the page of walk
-%define ADDRESS_AT 16           ; siginfo_t.si_addr
-%define GREGS 40                ; ucontext_t.uc_mcontext.gregs: sixteen registers, then RIP
-%define RIP_AT 168
+%define BACK       0xe00        ; struct Walk, in the page of walk
+%define NESTED_CR3 0xe08        ; offset of nested_cr3 in CPUState
+%define NO_PROT    0xe10
+%define PRIVATE_WALKS 1         ; bit of nested_cr3
+%define C_BIT 39
+%define FETCH 2                 ; MMU_INST_FETCH
+%define PAGE_EXEC 4
 
 ; void block(uc, uint64_t address, uint32_t size, Control *)
 block:
@@ -218,37 +221,28 @@ access:                                     ; keep what it changes, and break be
     xor eax, eax
     ret
 
-; void walk(int signal, siginfo_t *, ucontext_t *): SIGSEGV. Skip the engine's `and dword [0], ~PAGE_EXEC`.
+; hwaddr get_hphys(CPUState *, hwaddr, MMUAccessType, int *prot): what comes before its first instruction
 times 0xa00 - ($ - $$) db 0xcc
 walk:
-    cmp qword [rsi + ADDRESS_AT], 0
-    jne .other
-    mov rax, [rdx + RIP_AT]
-    mov ecx, [rax]
-    and ecx, 0xfff8ff                       ; whichever register holds the address
-    cmp ecx, 0xfb2083
-    jne .other
-    add qword [rdx + RIP_AT], 3
-    lea rsi, [rdx + GREGS]                  ; the address that is walked is in one of them
-    lea rdi, [rel $$ + FOUND + 8]
-    mov ecx, 16
-    rep movsq
-    inc qword [rel $$ + FOUND]
-    ret
-.other:                                     ; what happens without us: rt_sigaction(SIGSEGV, SIG_DFL), and again
-    xor eax, eax
-    push rax
-    push rax
-    push rax
-    push rax
-    mov rsi, rsp
-    mov edi, 11
-    xor edx, edx
-    mov r10d, 8
-    mov eax, 13
-    syscall
-    add rsp, 32
-    ret
+    mov rax, [rel $$ + NESTED_CR3]
+    test rcx, rcx
+    jz .table
+    test byte [rdi + rax], PRIVATE_WALKS
+    jz .entry
+    cmp edx, FETCH
+    jne .entry
+    bts rsi, C_BIT
+    jc .entry
+    and dword [rcx], PAGE_EXEC              ; this translation is the code's alone: data is shared
+.entry:
+    times 17 nop                            ; its first instructions
+    jmp [rel $$ + BACK]
+.table:                                     ; it has no prot, and some pages would have it written to
+    lea rcx, [rel $$ + NO_PROT]
+    test byte [rdi + rax], PRIVATE_WALKS
+    jz .entry
+    bts rsi, C_BIT
+    jmp .entry
 
 ; void syscall(uc, Control *): the engine has left the instruction out, and goes on behind it
 times 0xc00 - ($ - $$) db 0xcc

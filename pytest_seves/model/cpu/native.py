@@ -11,9 +11,9 @@ The GHCB MSR and SEV_STATUS, which hardware does not intercept either, are :attr
 :attr:`Control.sev_status`.
 
 A page that holds no code is mapped so that none can be fetched: then the engine need not look for code at
-each write of it. unicorn's own walk of page tables through such a page writes to a null pointer
-(excp_helper.c get_hphys(), `*prot` of a walk that has none; later releases of QEMU look first). The handler
-of that SIGSEGV skips the write, and leaves in :attr:`Walks.registers` which page it was.
+each write of it.
+
+`walk` is what walks.py puts before a function of the engine's.
 
 The source is native.asm beside this file (``nasm -f bin native.asm``); a test compares.
 """
@@ -23,7 +23,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
-import signal
 
 _ALIGNMENT = 0x200
 #: In this order, at multiples of the alignment.
@@ -51,17 +50,17 @@ FUNCTIONS = {
         "4040488b08498988c0000000488b4838498988c800000089f648893048c740380204020031c0c3"
     ),
     "walk": (
-        "48837e1000753a488b82a80000008b0881e1fff8ff0081f98320fb007523488382a800000003488d7228488d3dd7"
-        "030000b910000000f348a548ff05c0030000c331c0505050504889e6bf0b00000031d241ba08000000b80d000000"
-        "0f054883c420c3"
+        "488b05010400004885c9742cf6040701740f83fa02750a480fbaee277203832104909090909090909090909090909090"
+        "9090ff25c8030000488d0dd1030000f604070174dc480fbaee27ebd5"
     ),
     "syscall": ("4889f2be00020000e913f6ffff"),
 }
 
+#: Bit of a guest physical address.
+C_BIT = 39
 NO_EXIT = -1
 SYSCALL = 0x200
-_WALKS = 0xE00
-_SA_SIGINFO = 4
+_WALK = 0xE00
 
 
 class Control(ctypes.Structure):
@@ -114,22 +113,15 @@ class Control(ctypes.Structure):
     )
 
 
-class Walks(ctypes.Structure):
-    """Walks through a page that no code may be fetched from: how many, and the registers at the last."""
+class Walk(ctypes.Structure):
+    """What `walk` knows of the engine; offsets are native.asm's."""
 
-    count: int
-    registers: ctypes.Array[ctypes.c_uint64]
-    _fields_ = (("count", ctypes.c_uint64), ("registers", ctypes.c_uint64 * 16))
-
-
-class _SignalAction(ctypes.Structure):
-    """struct sigaction of glibc."""
-
+    back: int
+    nested_cr3: int
     _fields_ = (
-        ("handler", ctypes.c_void_p),
-        ("mask", ctypes.c_uint64 * 16),
-        ("flags", ctypes.c_int),
-        ("restorer", ctypes.c_void_p),
+        ("back", ctypes.c_uint64),  # where get_hphys() goes on
+        ("nested_cr3", ctypes.c_uint64),  # offset in CPUState
+        ("_no_prot", ctypes.c_uint64),
     )
 
 
@@ -142,17 +134,18 @@ class Code:
         self._page.write(image())
         self._base = ctypes.addressof(self._anchor)
         self.functions = {name: self._base + index * _ALIGNMENT for index, name in enumerate(FUNCTIONS)}
-        self.walks = Walks.from_address(self._base + _WALKS)
+        self.walk = Walk.from_address(self._base + _WALK)
+
+    def put(self, name: str, old: bytes, new: bytes) -> None:
+        """Replace bytes of a function."""
+        at = self._page.find(old, self.functions[name] - self._base)
+        self._page[at : at + len(new)] = new
 
 
 @functools.cache
 def code() -> Code:
-    """One for the process: a signal's handler belongs to no engine."""
-    made = Code()
-    action = _SignalAction(handler=made.functions["walk"], flags=_SA_SIGINFO)
-    if ctypes.CDLL(None, use_errno=True).sigaction(signal.SIGSEGV, ctypes.byref(action), None):
-        raise OSError(ctypes.get_errno(), "sigaction")
-    return made
+    """One for the process, as the library is."""
+    return Code()
 
 
 class Hooks:

@@ -7,12 +7,12 @@ The engine takes page-table bits from 40 on for reserved, so its C-bit is 39, th
 from __future__ import annotations
 
 from .engine import PRIVATE_BASE, PRIVATE_SIZE, TABLES, Engine
+from .native import C_BIT as C_BIT
+from .walks import PRIVATE_WALKS
 
-C_BIT = 39
 C_BIT_MASK = 1 << C_BIT
 PAGE = 0x1000
 LARGE_PAGE = 0x20_0000
-ADDRESS_MASK = C_BIT_MASK - 1
 
 _NO_EXECUTE = 1 << 63
 _PRESENT, _WRITABLE, _USER, _ACCESSED, _DIRTY, _LARGE = 1, 2, 4, 0x20, 0x40, 0x80
@@ -23,12 +23,16 @@ _END = PRIVATE_BASE + PRIVATE_SIZE
 
 
 class NestedPaging:
-    """The trees. `root` is nCR3."""
+    """The trees.
+
+    :ivar nested_cr3: the root, and whether page tables and code are private.
+    """
 
     root = TABLES
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, encrypted: bool) -> None:
         self._engine = engine
+        self.nested_cr3 = self.root | (PRIVATE_WALKS if encrypted else 0)
         self._trees = (TABLES + PAGE, TABLES + 2 * PAGE)
         self._next = 0
         self._all_private = False

@@ -17,7 +17,7 @@ class Page:
     """A page in use.
 
     :ivar twin: of a copy, what both sides had when they were last the same.
-    :ivar executable: that code was fetched from it or that it is a page table; the engine looks at writes.
+    :ivar executable: that code was fetched from it; the engine looks at writes.
     :ivar written: of a private page, that the guest has changed it since its ciphertext was made.
     """
 

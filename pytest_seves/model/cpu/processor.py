@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One vCPU: its turns on the engine, INIT and SIPI, interrupts.
 
-Source: Linux arch/x86/kvm/x86.c vcpu_block(), lapic.c kvm_apic_accept_events(), svm/sev.c
-sev_vcpu_deliver_sipi_vector().
+Source: Linux arch/x86/kvm/x86.c vcpu_block(), kvm_vcpu_has_events(), lapic.c kvm_apic_accept_events(),
+svm/svm.c svm_interrupt_blocked(), svm/sev.c sev_vcpu_deliver_sipi_vector().
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ class Processor:
         self.absent = not vcpu.vm.in_kernel_lapic  # then the VMM decides which vCPUs run
         self.stale = True
         self._standing = False
+        self._on_engine = False
+        self._interruptible_then = False
         self.activity = Activity.RUNNABLE
         self.set_activity(vcpu.mp_state)
         self.take_apic_base()
@@ -106,6 +108,7 @@ class Processor:
 
     def take_turn(self) -> None:
         """Become the engine's current vCPU."""
+        self._on_engine = True
         if self.stale:
             self.stale, self._standing = False, False
             self.cpuid = CpuidView(self.vcpu.cpuid, encrypted=self.memory.encrypted)
@@ -113,7 +116,7 @@ class Processor:
             if self._vector is not None:
                 values, self._vector = start.at_vector(values, self._vector), None
             hide = self.es and not values["sev_features"] & 1 << 5  # DebugSwap
-            start.enter(self.engine, self.memory.paging.root, values, hide_dr7=hide)
+            start.enter(self.engine, self.memory.paging.nested_cr3, values, hide_dr7=hide)
             c_bit = values["cr0"] & CR0_PG and values["cr4"] & CR4_PAE
             self.memory.paging.select(self.memory.encrypted and not c_bit)
         else:
@@ -124,6 +127,7 @@ class Processor:
         """Keep the state for the next one."""
         self.track()
         self.context = self.engine.save(self.context)
+        self._on_engine, self._interruptible_then = False, self.machine.events.interruptible
 
     def track(self) -> None:
         """KVM's own copies of CR0 and CR4, whose write traps are no exits in 64-bit code."""
@@ -183,8 +187,18 @@ class Processor:
         self.restart()
 
     def _wakes(self) -> bool:
+        """kvm_vcpu_has_events(): an interrupt that the vCPU would not take does not end its wait."""
         self._tick()
-        return self.lapic.nmi or self.lapic.pending is not None or self._external
+        if self.lapic.nmi:
+            return True
+        return (self.lapic.pending is not None or self._external) and self._interruptible
+
+    @property
+    def _interruptible(self) -> bool:
+        """By what it is on the engine, what it was after its last turn, or what KVM's registers hold."""
+        if self.stale:
+            return bool(kvm.REGS.decode(self.vcpu.regs)["rflags"] & events.FLAGS_IF)
+        return self.machine.events.interruptible if self._on_engine else self._interruptible_then
 
     def _tick(self) -> None:
         now_ns, irqchip = self.machine.now_ns, self.machine.devices.irqchip
@@ -329,9 +343,9 @@ class Processor:
         """Instruction bytes, as many as there are before a page that is not there."""
         at = self.linear_ip
         try:
-            return self.machine.virtual.read(at, size)
+            return self.machine.virtual.read(at, size, code=True)
         except PageFault:
-            return self.machine.virtual.read(at, min(size, 0x1000 - at % 0x1000))
+            return self.machine.virtual.read(at, min(size, 0x1000 - at % 0x1000), code=True)
 
     def triple_fault(self) -> exits.Handling:
         """Event delivery gave up, or the SHUTDOWN intercept: the end of this vCPU."""

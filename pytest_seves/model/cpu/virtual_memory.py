@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Guest memory by linear address: the page walk that instruction emulation and event delivery need.
 
-Source: AMD64 Architecture Programmer's Manual volume 2 (24593), chapter 5; 15.34.5 for the C-bit.
+Source: AMD64 Architecture Programmer's Manual volume 2 (24593), chapter 5; 15.34.5 for the C-bit: page tables
+and code are private whatever it says.
 """
 
 from __future__ import annotations
@@ -76,13 +77,12 @@ class VirtualMemory:
             table, shifts = state.cr[3] & 0xFFFFFFE0, (30, 21, 12)
         else:
             table, shifts = state.cr[3] & 0xFFFFF000, (22, 12)
-        private = True
-        self._way = []
+        self._way, entry = [], 0
         for shift in shifts:
             size, bits = (8, 511) if wide else (4, 1023)
             index = address >> shift & (3 if shift == 30 and len(shifts) == 3 else bits)
             place = (table & ~C_BIT_MASK if encrypted else table) + index * size
-            page = self._memory.page(place, private)
+            page = self._memory.page(place, True)
             start = page.place.offset + (place & _IN_PAGE)
             where = slice(start, start + size)
             raw = page.place.memory[where]
@@ -93,23 +93,22 @@ class VirtualMemory:
             top = shift == 30 and len(shifts) == 3
             if write and not top and not entry & _WRITABLE and state.cr[0] & CR0_WP:
                 raise PageFault(address, error | 1)
-            private = bool(entry & C_BIT_MASK) if encrypted and wide else True
             table = entry & _ADDRESS
             if shift in (30, 22, 21) and entry & _LARGE and not top and self._large(shift):
                 table &= -(1 << shift)
                 break
         offset = address & ((1 << shift) - 1)
         gpa = (table & ~C_BIT_MASK if encrypted else table) | offset
-        return gpa, private
+        return gpa, bool(entry & C_BIT_MASK) if encrypted and wide else True
 
     def _large(self, shift: int) -> bool:
         return shift != 22 or bool(self._state.cr[4] & _CR4_PSE)
 
-    def _page(self, address: int, write: bool) -> Page:
+    def _page(self, address: int, write: bool, code: bool = False) -> Page:
         """The page that an access of 64-bit code reaches, by the last walk if that still holds."""
         state, memory, registers = self._state, self._memory, self._control
         control = registers[0] & CR0_WP | state.efer & EFER_LMA
-        key = (address >> 12, registers[3], control, write)
+        key = (address >> 12, registers[3], control | code, write)
         walk = self._walks.get(key)
         if walk is not None and walk.generation == memory.generation:
             for table, where, raw in walk.entries:
@@ -117,28 +116,29 @@ class VirtualMemory:
                     break
             else:
                 return walk.page
-        page = self._reach(address, write)
+        page = self._reach(address, write, code)
         if control & EFER_LMA:
             if len(self._walks) >= _WALKS:
                 self._walks.clear()
             self._walks[key] = _Walk(memory.generation, self._way, page)
         return page
 
-    def _reach(self, address: int, write: bool) -> Page:
+    def _reach(self, address: int, write: bool, code: bool) -> Page:
         gpa, private = self.translate(address, write=write)
         try:
-            return self._memory.page(gpa, private)
+            return self._memory.page(gpa, private or code)
         except NotMemory:
             raise PageFault(address, 2 if write else 0) from None
 
-    def read(self, address: int, size: int) -> bytes:
-        """Bytes at a linear address.
+    def read(self, address: int, size: int, *, code: bool = False) -> bytes:
+        """Bytes at a linear address, of data or as they are fetched.
 
         :raise PageFault: it is not mapped, or not to memory.
         """
         if address & _IN_PAGE <= PAGE - size:
-            return self._page(address & self._mask, False).read(address, size)
-        return b"".join(self._page(at, False).read(at, length) for at, length in self._pieces(address, size))
+            return self._page(address & self._mask, False, code).read(address, size)
+        pieces = self._pieces(address, size)
+        return b"".join(self._page(at, False, code).read(at, length) for at, length in pieces)
 
     def write(self, address: int, data: bytes) -> None:
         """Write bytes at a linear address; nothing if not all of it can be written.

@@ -34,6 +34,8 @@ STACK = 0x7000
 _GDT, _IDT, _PML4, _TSS = 0x5000, 0x6000, 0x10000, 0x4000
 CODE64, DATA, USER_CODE, USER_DATA = 0x08, 0x10, 0x1B, 0x23
 C_BIT = 1 << 39
+#: The table whose entries are the first GiB's, each for two MiB.
+TABLE = _PML4 + 0x2000
 HOST = 0x7F00_0000_0000
 _VMSA = 0x1_0000_0000
 
@@ -229,6 +231,13 @@ def long_mode(
         board.put(_PML4 + 0x1000 * index, b"".join(word.to_bytes(8, "little") for word in row))
     prepare(board)
     return board
+
+
+def map_at(address: int, gpa: int) -> bytes:
+    """mov rax, entry; mov [its place], rax: two MiB of the first GiB that have not been used yet."""
+    entry, place = gpa | 0x87, TABLE + (address >> 21) * 8
+    code = b"\x48\xb8" + entry.to_bytes(8, "little")
+    return code + b"\x48\x89\x04\x25" + place.to_bytes(4, "little")
 
 
 def _set_long_mode(vcpu: Vcpu, user: bool, flags: int) -> None:
