@@ -34,6 +34,7 @@ def test_missing_engine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         ("find_state", lambda *_: None, "the CPU's state was not found"),
         ("_DR_AFTER_PAT", 128, "the debug registers are elsewhere"),
         ("peek", lambda _, size: bytes(size), "elsewhere"),
+        ("C_BIT", 38, "code is not fetched as it should"),
     ],
 )
 def test_moved_state_is_noticed(

@@ -171,3 +171,11 @@ def test_another_build_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "change", walks.change.__wrapped__)
     with pytest.raises(EngineUnavailable, match="its page walk was not found"):  # it is changed already
         Engine()
+
+
+def test_a_machine_that_forbids_the_change_is_told() -> None:
+    """mprotect() refuses an address where nothing is; the message says what to allow."""
+    with pytest.raises(
+        EngineUnavailable, match=r"does not allow \(Cannot allocate memory\): allow it.*:execute=N"
+    ):
+        walks._overwrite(0x10000, b"x")
