@@ -84,6 +84,7 @@ class Processor:
         self._first_sipi_received = False
         self._hangs = False
         self._vector: int | None = None
+        self._window = False
         self._standing = False
 
     @property
@@ -274,9 +275,14 @@ class Processor:
             self.machine.trace.interrupt(vector or 0)
             self.machine.events.deliver(vector or 0)
             wanted = self.lapic.pending is not None or self._external
+        self._window = wanted
         self.engine.want_interrupt_window(wanted)
         self.engine.watch_task_priority(self.lapic.requested != 0 and self.lapic.pending is None)
         self.engine.control.ghcb = self.ghcb.msr
+
+    def waits_on(self) -> None:
+        """Memory has come, which is no exit: nothing is offered now, but its moment is asked for anew."""
+        self.engine.want_interrupt_window(self._window)
 
     @property
     def context_entered(self) -> bool:
