@@ -278,7 +278,7 @@ class Machine:
             blocks -= used
             self.now_ns += used * _BLOCK_NS
             if comes:
-                processor.stands()
+                processor.begins_again(used)
                 continue
             if code is not None:
                 left -= 1

@@ -47,7 +47,7 @@ bits 64
 
 %define BACK       0xe00        ; struct Walk, in the page of walk
 %define NESTED_CR3 0xe08        ; offset of nested_cr3 in CPUState
-%define NO_PROT    0xe10
+%define NO_PROT    0xe10        ; address of four bytes, not in this page: a CPU takes writes here for changes of code
 %define PRIVATE_WALKS 1         ; bit of nested_cr3
 %define C_BIT 39
 %define FETCH 2                 ; MMU_INST_FETCH
@@ -238,7 +238,7 @@ walk:
     times 17 nop                            ; its first instructions
     jmp [rel $$ + BACK]
 .table:                                     ; it has no prot, and some pages would have it written to
-    lea rcx, [rel $$ + NO_PROT]
+    mov rcx, [rel $$ + NO_PROT]
     test byte [rdi + rax], PRIVATE_WALKS
     jz .entry
     bts rsi, C_BIT

@@ -51,7 +51,7 @@ FUNCTIONS = {
     ),
     "walk": (
         "488b05010400004885c9742cf6040701740f83fa02750a480fbaee277203832104909090909090909090909090909090"
-        "9090ff25c8030000488d0dd1030000f604070174dc480fbaee27ebd5"
+        "9090ff25c8030000488b0dd1030000f604070174dc480fbaee27ebd5"
     ),
     "syscall": ("4889f2be00020000e913f6ffff"),
 }
@@ -118,10 +118,11 @@ class Walk(ctypes.Structure):
 
     back: int
     nested_cr3: int
+    no_prot: int
     _fields_ = (
         ("back", ctypes.c_uint64),  # where get_hphys() goes on
         ("nested_cr3", ctypes.c_uint64),  # offset in CPUState
-        ("_no_prot", ctypes.c_uint64),
+        ("no_prot", ctypes.c_uint64),  # address of what is written for a table
     )
 
 
@@ -135,6 +136,8 @@ class Code:
         self._base = ctypes.addressof(self._anchor)
         self.functions = {name: self._base + index * _ALIGNMENT for index, name in enumerate(FUNCTIONS)}
         self.walk = Walk.from_address(self._base + _WALK)
+        self._no_prot = ctypes.c_uint32()
+        self.walk.no_prot = ctypes.addressof(self._no_prot)
 
     def put(self, name: str, old: bytes, new: bytes) -> None:
         """Replace bytes of a function."""

@@ -15,6 +15,7 @@ from ...spec import kvm
 from .. import vcpu_reset
 from . import control_registers, events, exits, intercepts, lapic, start
 from .cpuid_view import CpuidView
+from .engine import EngineFailure
 from .ghcb import Ghcb
 from .lapic import EOI, TPR, Ipi, Lapic
 from .layout import CS, HF_CS64, HF_INHIBIT_IRQ
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from ..kvm_vcpu import Vcpu
     from .guest_memory import GuestMemory
     from .machine import Machine
+
+
+#: More pages than one instruction can need, and the tables that lead to them.
+_OFTEN = 100
 
 
 class Activity(Enum):
@@ -83,6 +88,7 @@ class Processor:
         self._init = False
         self._first_sipi_received = False
         self._hangs = False
+        self._begun: tuple[int, int] = 0, 0
         self._vector: int | None = None
         self._window = False
         self._standing = False
@@ -328,6 +334,18 @@ class Processor:
         self.last_rip = self.state.eip
         self.lapic.task_priority_class = self.engine.task_priority.value
         self.ghcb.msr = self.engine.control.ghcb
+
+    def begins_again(self, blocks: int) -> None:
+        """Memory has come for the instruction at RIP, since when `blocks` were executed.
+
+        :raise EngineFailure: it needs a page with and without the C-bit, and a page is one of them at a time.
+        """
+        self.stands()
+        at, times = self._begun
+        times = times + 1 if at == self.last_rip and not blocks else 0
+        self._begun = self.last_rip, times
+        if times > _OFTEN:
+            raise EngineFailure(f"at {self.last_rip:#x}: a page is needed private and shared at once")
 
     def advance(self, length: int) -> None:
         """The instruction is done."""

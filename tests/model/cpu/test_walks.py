@@ -134,6 +134,38 @@ def test_a_table_is_read_and_becomes_shared_data(kind: str) -> None:
     assert board.guest(LAST_TABLE, private=False).to_bytes(8, "little") == b"shared, "
 
 
+@pytest.mark.parametrize("kind", ENCRYPTED)
+@pytest.mark.parametrize(
+    "code",
+    [
+        jump(ALIAS + 0x8400).ljust(0x400, b"\x90") + load("rbx", ALIAS + 0x8000),
+        b"\xbe" + (ALIAS + 0x3000).to_bytes(4, "little") + bytes.fromhex("bf00310000 a4"),
+    ],
+    ids=["code", "data"],
+)
+def test_an_instruction_that_needs_a_page_both_ways_is_told(kind: str, code: bytes) -> None:
+    """It would never end: mov esi, page without the C-bit; mov edi, the same page with it; movsb."""
+    board = long_mode(code + HLT, kind)
+    board.work()
+    assert board.results == [(0, 17)]
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["be00002000 b9f0010000 8a06 81c600100000 ffc9 75f4", "be00002000 b900001f00 f3ac"],
+    ids=["loop", "rep"],
+)
+def test_a_loop_over_many_pages_ends(code: str) -> None:
+    """Each page comes at one instruction. mov esi, SHARED; mov ecx, 496; again: mov al, [rsi]; add esi, 4096;
+
+    dec ecx; jnz again. Or mov ecx, 496 pages; rep lodsb.
+    """
+    board = long_mode(bytes.fromhex(code) + SEVEN + HLT)
+    board.work()
+    assert not board.results
+    assert board.guest(0x1000, 1) == 7
+
+
 def test_another_build_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The function is recognised by what it is made of and how often it is called, or is not changed."""
     monkeypatch.setattr(engine, "change", walks.change.__wrapped__)
