@@ -312,6 +312,7 @@ class Processor:
     def exit(self, code: int | None) -> exits.Handling | None:
         """Handle an exit; what is left to do if the VMM has to be asked."""
         self.stands()
+        self._begun = 0, 0
         if code is None:
             return None
         self.exits += 1

@@ -680,6 +680,16 @@ def test_memory_that_has_to_come_changes_no_trace(kind: str) -> None:
     assert run(forgets=True) == run(forgets=False)
 
 
+def test_memory_that_comes_in_each_turn_anew_is_no_failure() -> None:
+    """A guest that goes on in between does not need a page as two: inc dword [0x3000]; jmp $ - 7."""
+    board = long_mode(bytes.fromhex("ff042500300000 ebf7"), "sev")
+    for _ in range(150):
+        board.work(1)
+        machine_of(board).memory.paging.clear()
+    assert machine_of(board).trace.notes == []
+    assert board.vcpus[0].in_kvm_run
+
+
 @pytest.mark.parametrize("chosen", [0x0A, 0x8A])
 @pytest.mark.parametrize("updating", [True, False])
 def test_runs_are_compared_until_the_rtc_is_updating(
