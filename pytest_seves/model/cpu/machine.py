@@ -262,16 +262,18 @@ class Machine:
             return
         if processor.handling is not None and not self._resume(processor):
             return
-        blocks, left = _TURN_BLOCKS, _TURN_EXITS
+        blocks, left, comes = _TURN_BLOCKS, _TURN_EXITS, False
         while left and blocks > 0 and not self._yielded and processor.accept_events():
             if processor.stale:  # INIT came in between
                 processor.take_turn()
-            if not self._offer(processor):
+            if comes:
+                processor.waits_on()
+            elif not self._offer(processor):
                 return
             code = self.engine.run(blocks)
             used = self.engine.used(blocks)
             comes = code == vmcb.NPF and intercepts.memory_comes(processor)
-            if comes and not intercepts.fetches(processor):  # not the same twice: outside of guest time
+            if comes and used and not intercepts.fetches(processor):  # outside of guest time
                 used -= 1  # the block goes on, and is counted then
             blocks -= used
             self.now_ns += used * _BLOCK_NS

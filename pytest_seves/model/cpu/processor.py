@@ -90,6 +90,7 @@ class Processor:
         self._hangs = False
         self._begun: tuple[int, int] = 0, 0
         self._vector: int | None = None
+        self._window = False
         self._standing = False
 
     @property
@@ -280,9 +281,14 @@ class Processor:
             self.machine.trace.interrupt(vector or 0)
             self.machine.events.deliver(vector or 0)
             wanted = self.lapic.pending is not None or self._external
+        self._window = wanted
         self.engine.want_interrupt_window(wanted)
         self.engine.watch_task_priority(self.lapic.requested != 0 and self.lapic.pending is None)
         self.engine.control.ghcb = self.ghcb.msr
+
+    def waits_on(self) -> None:
+        """Memory has come, which is no exit: nothing is offered now, but its moment is asked for anew."""
+        self.engine.want_interrupt_window(self._window)
 
     @property
     def context_entered(self) -> bool:
@@ -306,6 +312,7 @@ class Processor:
     def exit(self, code: int | None) -> exits.Handling | None:
         """Handle an exit; what is left to do if the VMM has to be asked."""
         self.stands()
+        self._begun = 0, 0
         if code is None:
             return None
         self.exits += 1

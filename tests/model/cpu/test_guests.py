@@ -647,6 +647,49 @@ def test_the_same_guest_has_the_same_trace(kind: str) -> None:
     assert seen[0][2] > 1200
 
 
+@pytest.mark.parametrize("kind", ["sev", "plain"])
+def test_memory_that_has_to_come_changes_no_trace(kind: str) -> None:
+    """A fault that only the model sees takes no guest time, and lets no interrupt in before its time.
+
+    mov esi, 50; sti; again: cpuid; mov ecx, 1000; loop $; inc dword [0x3000]; mov ecx, 1000; loop $; dec esi;
+    jnz again; cli; no timer; hlt. The handler of a periodic timer counts, and ends its interrupt.
+    """
+    spin = move("ecx", 1000) + bytes.fromhex("e2fe")
+    once = bytes.fromhex("0fa2") + spin + bytes.fromhex("ff042500300000") + spin + bytes.fromhex("ffce")
+    code = APIC_ON + write_msr(0x832, 0x20040) + write_msr(0x838, 9000) + bytes.fromhex("be32000000 fb")
+    code += once + bytes([0x75, -(len(once) + 2) & 0xFF]) + b"\xfa" + write_msr(0x838, 0) + HLT
+    handler = bytes.fromhex("505152") + write_msr(0x80B, 0) + bytes.fromhex("5a5958") + COUNT
+
+    def run(*, forgets: bool) -> tuple[int, int, int]:
+        board = long_mode(
+            code, kind, handlers={0x40: handler}, prepare=lambda board: board.put(0x1000, bytes(8))
+        )
+        machine = machine_of(board)
+        noted = machine.trace.exit
+
+        def note(vcpu: int, code: int, rip: int) -> None:
+            noted(vcpu, code, rip)
+            if forgets:
+                machine.memory.paging.clear()
+
+        machine.trace.exit = note  # type: ignore[method-assign]
+        board.work()
+        assert board.guest(0x1000) > 50
+        return machine.trace.hash, machine.now_ns, machine.trace.exits
+
+    assert run(forgets=True) == run(forgets=False)
+
+
+def test_memory_that_comes_in_each_turn_anew_is_no_failure() -> None:
+    """A guest that goes on in between does not need a page as two: inc dword [0x3000]; jmp $ - 7."""
+    board = long_mode(bytes.fromhex("ff042500300000 ebf7"), "sev")
+    for _ in range(150):
+        board.work(1)
+        machine_of(board).memory.paging.clear()
+    assert machine_of(board).trace.notes == []
+    assert board.vcpus[0].in_kvm_run
+
+
 @pytest.mark.parametrize("chosen", [0x0A, 0x8A])
 @pytest.mark.parametrize("updating", [True, False])
 def test_runs_are_compared_until_the_rtc_is_updating(
