@@ -83,7 +83,7 @@ class GuestMemory:
         kept = {slot: place for slot, place in self._direct.items() if slot not in gone}
         self._direct = {**kept, **{slot: self._find_file(slot) for slot in come}}
         for slot in gone | come:  # where one comes, what is not memory may be mapped
-            self.paging.unmap_range(slot.gpa, slot.size)
+            self.paging.unmap(slot.gpa, slot.size)
         self._engine.flush_tlb()
 
     def _pages_in(self, slot: Slot) -> list[Page]:
@@ -130,8 +130,7 @@ class GuestMemory:
 
     def _make_executable(self, page: Page) -> None:
         page.executable = True
-        for private in (False, True):
-            self.paging.unmap(private, page.gpa)
+        self.paging.unmap(page.gpa, PAGE)
         self._engine.flush_tlb()
 
     def read(self, gpa: int, size: int, private: bool) -> bytes:
@@ -273,8 +272,7 @@ class GuestMemory:
             self._runs = None
         del self._pages[page.gpa]
         self.generation += 1
-        for private in (False, True):
-            self.paging.unmap(private, page.gpa)
+        self.paging.unmap(page.gpa, PAGE)
         if page.private or page.twin is not None:
             if page.executable:
                 self._engine.forget_code(page.place.physical, PAGE)

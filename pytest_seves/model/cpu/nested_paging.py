@@ -80,13 +80,7 @@ class NestedPaging:
         assert place is not None
         self._engine.write_table(place, entry)
 
-    def unmap(self, private: bool, gpa: int) -> None:
-        """Take one page out of one of the trees; the caller flushes."""
-        place = self._place(private, gpa, False)
-        if place is not None:
-            self._engine.write_table(place, 0)
-
-    def unmap_range(self, gpa: int, size: int) -> None:
+    def unmap(self, gpa: int, size: int) -> None:
         """Take whole pages out of both trees, and large ones that they are a part of; the caller flushes."""
         for start in range(gpa & -LARGE_PAGE, gpa + size, LARGE_PAGE):
             first, last = max(gpa, start), min(gpa + size, start + LARGE_PAGE)

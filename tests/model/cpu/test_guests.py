@@ -373,7 +373,7 @@ def test_private_page_reads_as_ciphertext_without_the_c_bit() -> None:
     assert board.guest(0x1000, 4) == 0x0DDBA11  # back through the C-bit it is what it was
 
 
-def test_shared_memory_is_the_hosts_own() -> None:
+def test_shared_memory_is_the_hosts_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """What either side writes beside the other's is kept: add dword [SHARED], 1; out 0x80, al; twice; hlt."""
     once = b"\x83\x04\x25" + SHARED.to_bytes(4, "little") + b"\x01" + bytes.fromhex("e680")
     board = long_mode(once + once + HLT, "sev")
@@ -384,7 +384,7 @@ def test_shared_memory_is_the_hosts_own() -> None:
         board.memory.ram[SHARED + 64 : SHARED + 68] = b"host"
         answer(identifier, result)
 
-    board.vm.supervisor.answer = host_writes_too  # type: ignore[method-assign]
+    monkeypatch.setattr(board.vm.supervisor, "answer", host_writes_too)
     board.work()
     machine_of(board).memory.push()
     assert board.memory.ram[SHARED : SHARED + 4] == (43).to_bytes(4, "little")
@@ -417,7 +417,9 @@ def test_memory_mapped_access_above_4_gib() -> None:
 
 @pytest.mark.parametrize("size", [0x2000, 0x200000], ids=["pages", "large"])
 @pytest.mark.parametrize("kind", ["sev", "plain"])
-def test_slots_come_and_go_while_the_guest_executes(kind: str, size: int) -> None:
+def test_slots_come_and_go_while_the_guest_executes(
+    monkeypatch: pytest.MonkeyPatch, kind: str, size: int
+) -> None:
     """What was no memory is, and is not again.
 
     Three times mov eax, [0x601008]; out 0x80, al; inc dword [0x1000]. Then hlt.
@@ -434,7 +436,7 @@ def test_slots_come_and_go_while_the_guest_executes(kind: str, size: int) -> Non
             board.vm.slots[2] = (0x600000, size, HOST + SHARED, 0)
         answer(identifier, result)
 
-    board.vm.supervisor.answer = change_slots  # type: ignore[method-assign]
+    monkeypatch.setattr(board.vm.supervisor, "answer", change_slots)
     board.work()
     assert board.ports == [(0x80, b"\x11"), (0x80, b"\x22"), (0x80, b"\x11")]
     assert board.guest(0x1000, 4) == 3
@@ -648,7 +650,7 @@ def test_the_same_guest_has_the_same_trace(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sev", "plain"])
-def test_memory_that_has_to_come_changes_no_trace(kind: str) -> None:
+def test_memory_that_has_to_come_changes_no_trace(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """A fault that only the model sees takes no guest time, and lets no interrupt in before its time.
 
     mov esi, 50; sti; again: cpuid; mov ecx, 1000; loop $; inc dword [0x3000]; mov ecx, 1000; loop $; dec esi;
@@ -672,7 +674,7 @@ def test_memory_that_has_to_come_changes_no_trace(kind: str) -> None:
             if forgets:
                 machine.memory.paging.clear()
 
-        machine.trace.exit = note  # type: ignore[method-assign]
+        monkeypatch.setattr(machine.trace, "exit", note)
         board.work()
         assert board.guest(0x1000) > 50
         return machine.trace.hash, machine.now_ns, machine.trace.exits
@@ -715,7 +717,9 @@ def test_runs_are_compared_until_the_rtc_is_updating(
 
 
 @pytest.mark.parametrize("data", [b"data", bytes(4096)], ids=["other", "what-was-there"])
-def test_what_the_vmm_has_written_into_a_page_outlives_its_ciphertext(data: bytes) -> None:
+def test_what_the_vmm_has_written_into_a_page_outlives_its_ciphertext(
+    monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
     """A device writes into a page that was private and is to be shared: the late ciphertext must not undo it.
 
     Not even where it writes what the VMM's memory had before the guest used it.
@@ -732,7 +736,7 @@ def test_what_the_vmm_has_written_into_a_page_outlives_its_ciphertext(data: byte
         board.memory.ram[0x1000 : 0x1000 + len(data)] = data
         answer(identifier, result)
 
-    board.vm.supervisor.answer = write_as_a_device  # type: ignore[method-assign]
+    monkeypatch.setattr(board.vm.supervisor, "answer", write_as_a_device)
     board.memory.ram[SHARED : SHARED + 4] = b"none"
     board.work()
     machine_of(board).memory.push()
